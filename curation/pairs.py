@@ -1,0 +1,68 @@
+"""From the scored rollouts of one group to preference pairs.
+
+- A pair's chosen reward is above its rejected reward by at least the margin asked for; never equal.
+- Right means reward 1, wrong means reward 0; what lies between is neither, and only `best_with_worst` uses it.
+- Rollouts come in sampling order. Order of completion would favour short answers in every "first" rule.
+"""
+
+import random
+from collections.abc import Sequence
+from itertools import product
+from typing import NamedTuple
+
+
+class Scored(NamedTuple):
+    """A rollout that has a reward."""
+
+    index: int
+    """Position in its group."""
+    reward: float
+
+
+class IndexPair(NamedTuple):
+    chosen: int
+    rejected: int
+
+
+def right(scored_G: Sequence[Scored]) -> list[Scored]:
+    return [s for s in scored_G if s.reward >= 1.0]
+
+
+def wrong(scored_G: Sequence[Scored]) -> list[Scored]:
+    return [s for s in scored_G if s.reward <= 0.0]
+
+
+def first_right_first_wrong(scored_G: Sequence[Scored]) -> list[IndexPair]:
+    """One pair, or none when a side is missing (semi-online DPO release, ``_online_dpo.py``)."""
+    return [IndexPair(r.index, w.index) for r, w in zip(right(scored_G)[:1], wrong(scored_G)[:1], strict=False)]
+
+
+def one_random_pair(scored_G: Sequence[Scored], rng: random.Random) -> list[IndexPair]:
+    """One right and one wrong drawn uniformly within their sides (G2D, section 3.2)."""
+    sides = right(scored_G), wrong(scored_G)
+    if not all(sides):
+        return []
+    return [IndexPair(*(rng.choice(side).index for side in sides))]
+
+
+def best_with_worst(scored_G: Sequence[Scored], margin: float = 0.0) -> list[IndexPair]:
+    """Highest with lowest reward, the first of each on ties; none unless they differ by `margin` and at all."""
+    if not scored_G:
+        return []
+    best = max(scored_G, key=lambda s: s.reward)
+    worst = min(scored_G, key=lambda s: s.reward)
+    gap = best.reward - worst.reward
+    return [IndexPair(best.index, worst.index)] if gap > 0 and gap >= margin else []
+
+
+def all_right_with_wrong(scored_G: Sequence[Scored]) -> list[IndexPair]:
+    """Every right with every wrong one (group DPO, ``_group_dpo.py``)."""
+    return [IndexPair(r.index, w.index) for r, w in product(right(scored_G), wrong(scored_G))]
+
+
+def k_random_pairs(scored_G: Sequence[Scored], k: int, rng: random.Random) -> list[IndexPair]:
+    """Up to `k` different right-with-wrong pairs, drawn without replacement, in sampling order."""
+    if k < 1:
+        raise ValueError(f"cannot draw {k} pairs")
+    every = all_right_with_wrong(scored_G)
+    return sorted(rng.sample(every, min(k, len(every))))

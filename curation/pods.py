@@ -1,0 +1,140 @@
+"""PODS (arXiv 2504.13818): of n rollouts keep the m whose rewards differ most, and its competitors.
+
+- Every function names what it keeps as indices in ascending order and leaves the rewards alone.
+- Ties are settled by a rule, not by the sort: the most balanced split first, then the lowest index.
+"""
+
+import random
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+BLOCK_BYTES = 2 * 1024 * 1024
+"""Rows are worked on in blocks that stay in the processor's cache."""
+
+
+def max_variance(rewards: Sequence[float], keep: int) -> list[int]:
+    """The `keep` rollouts whose rewards have the largest variance, as ascending indices.
+
+    The optimum is always some highest plus some lowest rewards (Lemma 3.1: variance is convex in each element), so
+    after one sort only ``keep + 1`` splits are left to compare. Among equal splits the most balanced one wins (of
+    two, the one with fewer high rewards); among equal rewards the low side takes the earliest, the high side the
+    latest.
+
+    Raises ValueError if `keep` is not in 1..n or a reward is not finite.
+    """
+    [kept_M] = max_variance_many([rewards], keep).tolist()
+    return [int(i) for i in kept_M]
+
+
+def max_variance_many(rewards_PG: ArrayLike, keep: int) -> NDArray[np.int64]:
+    """`max_variance` for P groups of the same size G: ascending indices, P x keep."""
+    matrix = np.ascontiguousarray(rewards_PG, dtype=np.float64)
+    if matrix.ndim != 2:
+        raise ValueError(f"rewards must be P x G, not {matrix.shape}")
+    groups, size = matrix.shape
+    _check(matrix, keep, size)
+    kept_PM = np.empty((groups, keep), dtype=np.int64)
+    if not groups:
+        return kept_PM
+    lowest = matrix.min()
+    keys_PG = np.empty((max(1, BLOCK_BYTES // (8 * size)), size))
+    for start in range(0, groups, len(keys_PG)):
+        block = matrix[start : start + len(keys_PG)]
+        keys = np.subtract(block, lowest, out=keys_PG[: len(block)]).view(np.int64)
+        _select(keys, kept_PM[start : start + len(block)])
+    return kept_PM
+
+
+def _select(keys_PG: NDArray[np.int64], kept_PM: NDArray[np.int64]) -> None:
+    """Fills in the selection for the bits of rewards that are all at least 0; the keys are overwritten.
+
+    Such a float sorts like its bits. Its last bits give way to the index, so that one sort orders the rewards,
+    carries the indices along and settles ties; rewards closer than 2 ** (log2 G - 52) of their size become ties.
+    """
+    size, keep = keys_PG.shape[1], kept_PM.shape[1]
+    index_bits = (1 << (size - 1).bit_length()) - 1
+    keys_PG &= ~index_bits
+    keys_PG |= np.arange(size)
+    keys_PG.sort(axis=1)
+    # M x P from here on: every step runs along contiguous groups.
+    low_MP = np.ascontiguousarray(keys_PG[:, :keep].T)
+    high_MP = np.ascontiguousarray(keys_PG[:, size - keep :].T)
+    lows_P = keep - _best_high_count(
+        (low_MP & ~index_bits).view(np.float64), (high_MP & ~index_bits).view(np.float64)
+    )
+    for rank in range(keep):
+        np.copyto(low_MP[rank], high_MP[rank], where=lows_P <= rank)
+    np.bitwise_and(low_MP.T, index_bits, out=kept_PM)
+    kept_PM.sort(axis=1)
+
+
+def _best_high_count(low_MP: NDArray[np.float64], high_MP: NDArray[np.float64]) -> NDArray[np.int32]:
+    """How many of its highest rewards each group keeps, given its M lowest and M highest, both ascending.
+
+    Going from k to k + 1 high ones swaps a low reward l for a high one h and changes the variance by
+    ``(h - l) * (m * (h + l) - S_k - S_k+1) / m ** 2``, with S_k the sum of split k. The second factor never grows
+    with k, so the variance climbs, stays level and falls: the best splits are those from the last climb to the
+    first fall, and the most balanced of them is kept.
+    """
+    keep, groups = low_MP.shape
+    # Centred at the lowest reward: next to a large mean, differences of sums would drown in rounding.
+    low_MP, high_MP = low_MP - low_MP[0], high_MP - low_MP[0]
+    tolerance_P = 1e-12 * keep * high_MP[-1] ** 2
+    last_climb_P = np.zeros(groups, dtype=np.int32)
+    fallen_P = np.zeros(groups, dtype=np.bool_)
+    after_fall_P = np.zeros(groups, dtype=np.int32)
+    sum_P = low_MP.sum(axis=0)
+    for k in range(keep):
+        low_P, high_P = low_MP[keep - 1 - k], high_MP[keep - 1 - k]
+        gain_P = high_P - low_P
+        change_P = high_P + low_P
+        change_P *= keep
+        change_P -= sum_P
+        sum_P += gain_P
+        change_P -= sum_P
+        change_P *= gain_P
+        np.copyto(last_climb_P, k + 1, where=change_P > tolerance_P)
+        fallen_P |= change_P < -tolerance_P
+        after_fall_P += fallen_P
+    return np.clip(keep // 2, last_climb_P, keep - after_fall_P)
+
+
+def max_reward(rewards: Sequence[float], keep: int) -> list[int]:
+    """The `keep` highest rewards: the competitor that fails, since it throws the contrast away."""
+    _check(rewards, keep, len(rewards))
+    ranked = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))
+    return sorted(ranked[:keep])
+
+
+def best_and_worst(rewards: Sequence[float], keep: int) -> list[int]:
+    """Half the highest and half the lowest (one more low for an odd `keep`). Optimal for binary rewards only."""
+    _check(rewards, keep, len(rewards))
+    ranked = sorted(range(len(rewards)), key=lambda i: (rewards[i], i))
+    high = keep // 2
+    return sorted(ranked[: keep - high] + ranked[len(ranked) - high :])
+
+
+def random_subset(rewards: Sequence[float], keep: int, rng: random.Random) -> list[int]:
+    """`keep` rollouts without looking at the rewards: the control arm at equal budget."""
+    _check(rewards, keep, len(rewards))
+    return sorted(rng.sample(range(len(rewards)), keep))
+
+
+def advantages(rewards: Sequence[float], epsilon: float = 1e-4) -> list[float]:
+    """(r - mean) / (sample std + epsilon), over the rewards given: select first, then normalise (section 2.6).
+
+    A single reward has no spread to compare with: its advantage is 0.
+    """
+    values = np.asarray(rewards, dtype=np.float64)
+    if len(values) < 2:
+        return [0.0] * len(values)
+    return [float(a) for a in (values - values.mean()) / (values.std(ddof=1) + epsilon)]
+
+
+def _check(rewards: ArrayLike, keep: int, size: int) -> None:
+    if not 0 < keep <= size:
+        raise ValueError(f"cannot keep {keep} of {size} rollouts")
+    if np.size(rewards) and not np.isfinite([np.min(rewards), np.max(rewards)]).all():
+        raise ValueError("every reward must be a finite number")

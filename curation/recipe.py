@@ -1,0 +1,116 @@
+"""A recipe: everything that turns stored groups into a dataset, versioned by its hash."""
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from curation.choice import Choice
+from curation.keys import canonical_json, digest
+
+RULES = 1
+"""Revision of the curation rules: raised whenever the same recipe over the same groups would give other rows.
+``tests/curation/test_curate.py`` pins the rows of a fixed history to it."""
+
+
+class KeepAll(Choice):
+    """No down-sampling."""
+
+    kind: Literal["keep_all"] = "keep_all"
+
+
+class MaxVariance(Choice):
+    """PODS."""
+
+    kind: Literal["max_variance"] = "max_variance"
+    keep: int = Field(ge=2)
+
+
+class MaxReward(Choice):
+    kind: Literal["max_reward"] = "max_reward"
+    keep: int = Field(ge=2)
+
+
+class BestAndWorst(Choice):
+    kind: Literal["best_and_worst"] = "best_and_worst"
+    keep: int = Field(ge=2)
+
+
+class RandomSubset(Choice):
+    """The control arm."""
+
+    kind: Literal["random"] = "random"
+    keep: int = Field(ge=2)
+
+
+DownSampling = Annotated[
+    KeepAll | MaxVariance | MaxReward | BestAndWorst | RandomSubset, Field(discriminator="kind")
+]
+
+
+class _PairRule(Choice):
+    margin: float = Field(0.0, ge=0, le=1)
+    """Least difference of the two rewards; equal rewards are never a pair."""
+
+
+class FirstRightFirstWrong(_PairRule):
+    kind: Literal["first_right_first_wrong"] = "first_right_first_wrong"
+
+
+class OneRandomPair(_PairRule):
+    kind: Literal["one_random_pair"] = "one_random_pair"
+
+
+class BestWithWorst(_PairRule):
+    kind: Literal["best_with_worst"] = "best_with_worst"
+
+
+class AllRightWithWrong(_PairRule):
+    kind: Literal["all_right_with_wrong"] = "all_right_with_wrong"
+
+
+class KRandomPairs(_PairRule):
+    kind: Literal["k_random_pairs"] = "k_random_pairs"
+    k: int = Field(ge=1)
+
+
+PairRule = Annotated[
+    FirstRightFirstWrong | OneRandomPair | BestWithWorst | AllRightWithWrong | KRandomPairs,
+    Field(discriminator="kind"),
+]
+
+
+class Recipe(Choice):
+    """From the groups of some runs to a preference dataset."""
+
+    runs: tuple[str, ...] = Field(min_length=1)
+    """Names of the runs whose groups are read."""
+    policy_versions: tuple[int, int] | None = None
+    """First and last policy version to take groups from; None takes all."""
+    down_sampling: DownSampling = KeepAll()
+    pairs: PairRule = FirstRightFirstWrong()
+    no_answer_is_wrong: bool = True
+    """False leaves completions without an extractable answer out, instead of counting them as reward 0."""
+    truncated: bool = False
+    """True lets completions that were cut at the token limit into pairs; a trainer ends them with an EOS that the
+    policy never wrote."""
+    max_pairs: int | None = Field(None, ge=1)
+    """Keep at most so many pairs, drawn by the seed."""
+    test_share: float = Field(0.0, ge=0, lt=1)
+    """Share of prompts that go to the test split; no prompt is in both."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _versions_in_order(self) -> "Recipe":
+        if self.policy_versions and self.policy_versions[0] > self.policy_versions[1]:
+            raise ValueError(f"policy_versions {self.policy_versions} end before they begin")
+        if len(set(self.runs)) < len(self.runs):
+            raise ValueError("a run is named twice: its pairs would be doubled")
+        return self
+
+    @property
+    def hash(self) -> str:
+        return digest(canonical_json(self.model_dump(mode="json")))
+
+    def dataset_id(self, watermark: int) -> str:
+        """Names the rows: recipe, how much of the store it saw, and the rules that were in force."""
+        return digest(self.hash, watermark, RULES)

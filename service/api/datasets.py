@@ -1,0 +1,119 @@
+"""/v1/datasets: frozen versions, as plain files that any reader understands."""
+
+import asyncio
+from pathlib import Path
+from typing import Annotated, Any
+
+import polars as pl
+from fastapi import APIRouter, Query, Request
+from fastapi.responses import FileResponse, RedirectResponse, Response
+
+from service.api.routes import PartsDep
+from service.api.wire import DatasetIn, DatasetOut, RowsOut
+from service.freezing import freeze
+from service.parts import Parts
+from service.stages import Invalid, NotFound
+from service.store.datasets import DatasetVersion
+
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+LATEST = "latest"
+IMMUTABLE = "public, max-age=31536000, immutable"
+MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "application/x-ndjson"}
+
+
+@router.post("", status_code=201)
+async def freeze_dataset(body: DatasetIn, parts: PartsDep) -> DatasetOut:
+    """Freezes the pairs of a recipe as the next version of the name; the same pairs again are the same version."""
+    dataset = await freeze(
+        body.name,
+        body.recipe,
+        root=parts.dataset_root,
+        groups=parts.store.groups,
+        runs=parts.store.runs,
+        datasets=parts.store.datasets,
+        now=parts.now,
+    )
+    return DatasetOut.of(dataset)
+
+
+@router.get("")
+async def list_datasets(parts: PartsDep) -> list[DatasetOut]:
+    return [DatasetOut.of(dataset) for dataset in await parts.store.datasets.versions()]
+
+
+@router.get("/{name}@{version}", response_model=DatasetOut)
+async def get_version(name: str, version: str, parts: PartsDep) -> Any:
+    dataset = await _find(name, version, parts)
+    return _pinned(dataset) if version == LATEST else DatasetOut.of(dataset)
+
+
+@router.get("/{name}@{version}/rows", response_model=RowsOut)
+async def get_rows(
+    name: str,
+    version: str,
+    parts: PartsDep,
+    split: str = "train",
+    offset: Annotated[int, Query(ge=0)] = 0,
+    length: Annotated[int, Query(ge=1, le=100)] = 100,
+) -> Any:
+    dataset = await _find(name, version, parts)
+    if version == LATEST:
+        return _pinned(dataset, f"rows?split={split}&offset={offset}&length={length}")
+    path = _path(dataset, f"{split}.parquet", parts)
+    return await asyncio.to_thread(_rows, path, offset, length)
+
+
+@router.api_route("/{name}@{version}/{file}", methods=["GET", "HEAD"], response_class=FileResponse)
+async def get_file(name: str, version: str, file: str, request: Request, parts: PartsDep) -> Response:
+    """``{split}.parquet`` or ``{split}.jsonl``: honours Range and If-None-Match; the bytes never change."""
+    dataset = await _find(name, version, parts)
+    if version == LATEST:
+        return _pinned(dataset, file)
+    path = _path(dataset, file, parts)
+    etag = f'"{dataset.manifest["files"][file]["sha256"]}"'
+    headers = {"etag": etag, "cache-control": IMMUTABLE}
+    if etag in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
+
+
+@router.get("/{name}")
+async def get_dataset(name: str, parts: PartsDep) -> list[DatasetOut]:
+    """All versions, oldest first."""
+    return [DatasetOut.of(dataset) for dataset in await parts.store.datasets.versions(name)]
+
+
+async def _find(name: str, version: str, parts: Parts) -> DatasetVersion:
+    if version == LATEST:
+        return (await parts.store.datasets.versions(name))[-1]
+    if not version.isascii() or not version.isdigit() or len(version) > 9:
+        raise Invalid("bad_version", f"{version!r} is neither a number nor {LATEST!r}")
+    return await parts.store.datasets.get(name, int(version))
+
+
+def _pinned(dataset: DatasetVersion, rest: str = "") -> RedirectResponse:
+    """"latest" moves; where it points to does not."""
+    url = f"/v1/datasets/{dataset.name}@{dataset.version}" + (f"/{rest}" if rest else "")
+    return RedirectResponse(url, status_code=307, headers={"cache-control": "no-store"})
+
+
+def _path(dataset: DatasetVersion, file: str, parts: Parts) -> Path:
+    """Only names in the manifest are files."""
+    if file not in dataset.manifest["files"]:
+        names = ", ".join(dataset.manifest["files"])
+        raise NotFound("file_not_found", f"{dataset.name}@{dataset.version} has no {file!r}; it has {names}")
+    return parts.dataset_root / dataset.dataset_id / file
+
+
+def _rows(path: Path, offset: int, length: int) -> RowsOut:
+    frame = pl.scan_parquet(path)
+    total = frame.select(pl.len()).collect().item()
+    page = frame.slice(offset, length).collect()
+    features = [
+        {"feature_idx": i, "name": name, "type": {"dtype": str(dtype).lower(), "_type": "Value"}}
+        for i, (name, dtype) in enumerate(page.schema.items())
+    ]
+    rows = [
+        {"row_idx": offset + i, "row": row, "truncated_cells": []} for i, row in enumerate(page.iter_rows(named=True))
+    ]
+    return RowsOut(features=features, rows=rows, num_rows_total=total, num_rows_per_page=100)

@@ -1,0 +1,82 @@
+"""Errors become HTTP in one table; no route builds an error response."""
+
+from http import HTTPStatus
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import ValidationError
+from starlette.exceptions import HTTPException
+
+from service.stages import (
+    Conflict,
+    EngineFailed,
+    Invalid,
+    NotFound,
+    Refused,
+    StageError,
+    StoreFailed,
+    VerifierFailed,
+)
+
+
+class TooLarge(Refused):
+    """The body is over the limit."""
+
+
+STATUS: dict[type[Exception], int] = {
+    Refused: 400,
+    NotFound: 404,
+    Conflict: 409,
+    TooLarge: 413,
+    Invalid: 422,
+    StageError: 500,
+    EngineFailed: 503,
+    VerifierFailed: 503,
+    StoreFailed: 503,
+}
+
+
+def status_of(error: Exception) -> int:
+    """The status of the most specific class that has one."""
+    return next(STATUS[cls] for cls in type(error).__mro__ if cls in STATUS)
+
+
+def problem(status: int, code: str, detail: str, **extra: Any) -> JSONResponse:
+    """RFC 9457; `code` is stable and for programs, `detail` is for people."""
+    document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code}
+    return JSONResponse(
+        document | {"detail": detail} | extra, status_code=status, media_type="application/problem+json"
+    )
+
+
+async def _refused(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused)
+    return problem(status_of(error), error.code, str(error), **error.extra)
+
+
+async def _stage_error(_: Request, error: Exception) -> JSONResponse:
+    name = type(error).__name__
+    code = "".join("_" + c.lower() if c.isupper() else c for c in name).strip("_")
+    return problem(status_of(error), code, str(error))
+
+
+async def _unreadable(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError | ValidationError)
+    errors = [{"field": ".".join(map(str, e["loc"])), "reason": e["msg"]} for e in error.errors()]
+    detail = "; ".join(f"{e['field']}: {e['reason']}" for e in errors[:3])
+    return problem(422, "invalid_request", detail, errors=errors[:100])
+
+
+async def _http(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    return problem(error.status_code, HTTPStatus(error.status_code).name.lower(), str(error.detail))
+
+
+def install(app: FastAPI) -> None:
+    app.add_exception_handler(Refused, _refused)
+    app.add_exception_handler(StageError, _stage_error)
+    app.add_exception_handler(RequestValidationError, _unreadable)
+    app.add_exception_handler(ValidationError, _unreadable)
+    app.add_exception_handler(HTTPException, _http)

@@ -1,0 +1,59 @@
+"""/v1/groups and /v1/rollouts"""
+
+from dataclasses import asdict
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Request
+
+from service.api.bodies import read_rows
+from service.api.routes import Cursor, Limit, PartsDep
+from service.api.wire import (
+    GroupDetailOut,
+    GroupOut,
+    Page,
+    RolloutOut,
+    check_verifiers,
+    decode_cursor,
+)
+from service.importing import import_groups
+from curation.recorded import GroupIn
+from service.run_config import NAME
+
+router = APIRouter(prefix="/v1", tags=["groups"])
+
+
+@router.get("/groups")
+async def list_groups(
+    parts: PartsDep,
+    run: str | None = None,
+    informative: bool | None = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> Page[GroupOut]:
+    """Groups in the order they were stored, without their rollouts."""
+    rows = await parts.store.groups.page(
+        run=run, informative=informative, after=decode_cursor(cursor, 0), limit=limit
+    )
+    return Page.of([GroupOut.of(row) for row in rows], limit, rows[-1]["seq"] if rows else None)
+
+
+@router.get("/groups/{group_id}")
+async def get_group(group_id: str, parts: PartsDep) -> GroupDetailOut:
+    """A group with all its rollouts."""
+    group, rollouts = await parts.store.groups.get(group_id)
+    members = [RolloutOut(**{key: row[key] for key in RolloutOut.model_fields}) for row in rollouts]
+    return GroupDetailOut(**GroupOut.of(group).model_dump(), members=members)
+
+
+@router.post("/rollouts/import", status_code=201)
+async def import_rollouts(
+    request: Request, parts: PartsDep, run: Annotated[str, Query(pattern=NAME)]
+) -> dict[str, Any]:
+    """Stores recorded rollouts as groups of a run: rows ``{prompt, reference, verifier?, metadata?, rollouts}``, as a
+    JSON list, NDJSON or Parquet, verified by us. One bad row and nothing is stored; known groups are counted."""
+    rows = await read_rows(request, GroupIn, parts.settings.body_mib << 20)
+    check_verifiers([row.verifier for row in rows])
+    imported = await import_groups(
+        rows, run, verify=parts.verify, duck=parts.store.duck, groups=parts.store.groups, now=parts.now
+    )
+    return asdict(imported)

@@ -1,0 +1,22 @@
+"""/livez and /readyz"""
+
+from fastapi import APIRouter
+
+from service.api.routes import PartsDep
+
+router = APIRouter(tags=["health"])
+
+
+@router.get("/livez")
+async def livez() -> dict[str, str]:
+    """The process answers."""
+    return {"status": "ok"}
+
+
+@router.get("/readyz")
+async def readyz(parts: PartsDep) -> dict[str, dict[str, int]]:
+    """The store answers and every policy is loaded at its newest version; else a problem document."""
+    live = {}
+    for name in await parts.store.policies.names():
+        live[name] = parts.engines.engine_of(name).policy_version
+    return {"policies": live}

@@ -1,0 +1,48 @@
+"""/v1/policies"""
+
+from uuid import uuid4
+
+from fastapi import APIRouter
+
+from service.api.routes import PartsDep
+from service.api.wire import JobOut, PolicyIn, PolicyOut
+from service.checkpoints import checkpoint_folder
+from service.jobs import JobKind
+from service.publishing import PublishRequest
+from service.stages import Conflict
+
+router = APIRouter(prefix="/v1/policies", tags=["policies"])
+
+
+@router.post("", status_code=202)
+async def add_policy(body: PolicyIn, parts: PartsDep) -> JobOut:
+    """Publishes a checkpoint as version 1 of a new policy; the job ends when it is live."""
+    if body.name in await parts.store.policies.names():
+        raise Conflict(
+            "policy_exists", f"policy {body.name!r} exists; POST /v1/policies/{body.name}/versions publishes to it"
+        )
+    return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint), parts)
+
+
+@router.get("")
+async def list_policies(parts: PartsDep) -> list[PolicyOut]:
+    return [PolicyOut.of(await parts.store.policies.versions(name)) for name in await parts.store.policies.names()]
+
+
+@router.get("/{name}")
+async def get_policy(name: str, parts: PartsDep) -> PolicyOut:
+    return PolicyOut.of(await parts.store.policies.versions(name))
+
+
+@router.post("/{name}/versions", status_code=202)
+async def publish_version(name: str, body: PublishRequest, parts: PartsDep) -> JobOut:
+    """Publishes a checkpoint as the policy's next version; live when the engine reports it."""
+    await parts.store.policies.versions(name)
+    return await _publish(name, body, parts)
+
+
+async def _publish(name: str, request: PublishRequest, parts: PartsDep) -> JobOut:
+    folder = checkpoint_folder(request.checkpoint)
+    resolved = request.model_copy(update={"checkpoint": str(folder)})
+    job_id = f"j_{uuid4().hex}"
+    return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUBLISH, name, resolved.model_dump(mode="json")))

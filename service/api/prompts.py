@@ -1,0 +1,52 @@
+"""/v1/prompts"""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Request
+
+from service.api.bodies import read_rows
+from service.api.routes import Cursor, Limit, PartsDep
+from service.api.wire import (
+    Page,
+    PromptHistoryOut,
+    PromptIn,
+    PromptOut,
+    PromptsAdded,
+    check_verifiers,
+    decode_cursor,
+)
+from service.run_config import NAME
+
+router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
+SetName = Annotated[str, Query(alias="set", pattern=NAME)]
+
+
+@router.post("", status_code=201)
+async def add_prompts(request: Request, parts: PartsDep, prompt_set: SetName = "default") -> PromptsAdded:
+    """Adds rows ``{prompt, reference, verifier?, metadata?}`` to a prompt set: a JSON list, NDJSON or Parquet.
+
+    One bad row and nothing is stored; the answer names the rows at fault.
+    """
+    rows = await read_rows(request, PromptIn, parts.settings.body_mib << 20)
+    check_verifiers([row.verifier for row in rows])
+    result = await parts.store.prompts.add([row.record() for row in rows], prompt_set, parts.now())
+    return PromptsAdded(prompt_set=prompt_set, added=result.added, existing=result.existing)
+
+
+@router.get("")
+async def list_prompts(
+    parts: PartsDep,
+    prompt_set: Annotated[str | None, Query(alias="set")] = None,
+    cursor: Cursor = None,
+    limit: Limit = 100,
+) -> Page[PromptOut]:
+    prompts = await parts.store.prompts.page(prompt_set, decode_cursor(cursor, ""), limit)
+    return Page.of([PromptOut.of(p) for p in prompts], limit, prompts[-1].id if prompts else None)
+
+
+@router.get("/{prompt_id}")
+async def get_prompt(prompt_id: str, parts: PartsDep) -> PromptHistoryOut:
+    """The prompt with every visit in every run: decision, probability, reason and rewards."""
+    prompt = (await parts.store.prompts.get([prompt_id]))[prompt_id]
+    visits = await parts.store.prompts.visits(prompt_id)
+    return PromptHistoryOut(**PromptOut.of(prompt).model_dump(), visits=visits)

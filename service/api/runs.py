@@ -1,0 +1,63 @@
+"""/v1/runs"""
+
+from typing import Annotated
+from uuid import uuid4
+
+from fastapi import APIRouter, Header, Response
+
+from curation.informativeness import summarize
+from curation.keys import digest
+from service.api.routes import PartsDep
+from service.api.wire import JobOut, RunOut
+from service.harvest import RolloutsRequest, check
+from service.jobs import JobKind
+from service.run_config import RunConfig
+from service.stages import Invalid
+
+router = APIRouter(prefix="/v1/runs", tags=["runs"])
+IdempotencyKey = Annotated[str | None, Header(max_length=200)]
+
+
+@router.post("", status_code=201)
+async def add_run(body: RunConfig, parts: PartsDep, response: Response) -> RunConfig:
+    """Names a configuration. Posting the very same one again answers 200; another one under the name, 409."""
+    if body.imported:
+        raise Invalid("imported_run", "only POST /v1/rollouts/import makes runs of recorded rollouts")
+    await parts.store.policies.versions(body.policy)
+    if not await parts.store.runs.add(body, parts.now()):
+        response.status_code = 200
+    return body
+
+
+@router.get("")
+async def list_runs(parts: PartsDep) -> list[RunConfig]:
+    return await parts.store.runs.all()
+
+
+@router.get("/{run}")
+async def get_run(run: str, parts: PartsDep) -> RunOut:
+    """Configuration, funnel and informativeness."""
+    config = await parts.store.runs.get(run)
+    groups = parts.store.groups
+    return RunOut(
+        config=config,
+        funnel=await groups.funnel(run=run),
+        informativeness=summarize(await groups.rewards([run])),
+        epochs=await groups.epochs(run),
+    )
+
+
+@router.post("/{run}/rollouts", status_code=202)
+async def request_rollouts(
+    run: str, body: RolloutsRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
+) -> JobOut:
+    """Samples until `groups` informative groups are stored, or `prompts`, or whole `passes`; within a budget."""
+    config = await parts.store.runs.get(run)
+    if config.imported:
+        raise Invalid("imported_run", f"run {run!r} holds recorded rollouts; sample into a run of its own")
+    prompts = await parts.store.prompts.of_set(config.prompt_set)
+    if body.prompts:
+        prompts |= await parts.store.prompts.get(body.prompts)
+    check(body, config, prompts, parts.engines.engine_of(config.policy))
+    job_id = "j_" + (uuid4().hex if idempotency_key is None else digest("rollouts", run, idempotency_key))
+    return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))

@@ -1,0 +1,259 @@
+"""The JSON we promise. The records we think in may change; these change when we announce it."""
+
+import base64
+import json
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Generic, Self, TypeVar
+
+from pydantic import BaseModel, Field, PlainSerializer, StringConstraints
+
+from curation.choice import Choice
+from curation.informativeness import Informativeness
+from curation.keys import prompt_id
+from curation.recipe import Recipe
+from curation.records import Prompt
+from service.jobs import Job, JobEvent, JobKind, JobState
+from service.run_config import NAME, RunConfig
+from service.stages import Invalid
+from service.store.datasets import DatasetVersion
+from service.store.duck import Row
+from service.store.policies import PolicyVersion
+from service.verifiers.base import REVISIONS
+
+Time = Annotated[datetime, PlainSerializer(lambda t: t.replace(tzinfo=UTC).isoformat().replace("+00:00", "Z"))]
+Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
+T = TypeVar("T")
+
+
+class Page(BaseModel, Generic[T]):
+    items: list[T]
+    next: str | None = Field(description="Pass it as `cursor` to get the following page; null on the last one.")
+
+    @classmethod
+    def of(cls, items: Sequence[T], limit: int, last_key: Any) -> Self:
+        """`last_key` is where the next page begins, if this one is full."""
+        return cls(items=list(items), next=_encode(last_key) if len(items) == limit else None)
+
+
+def _encode(key: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(key).encode()).decode().rstrip("=")
+
+
+def decode_cursor(cursor: str | None, start: T) -> T:
+    """The key in the cursor, or `start` without one. Raises Invalid for a cursor we did not make."""
+    if cursor is None:
+        return start
+    try:
+        key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+    except ValueError:
+        key = None
+    if not isinstance(key, type(start)):
+        raise Invalid("bad_cursor", f"{cursor!r} is no cursor of this list; start without one")
+    return key
+
+
+class PromptIn(Choice):
+    prompt: Text
+    reference: Text
+    verifier: str = "math"
+    metadata: dict[str, Any] = {}
+
+    def record(self) -> Prompt:
+        identity = prompt_id(self.prompt, self.reference, self.verifier, self.metadata)
+        return Prompt(identity, self.prompt, self.reference, self.verifier, self.metadata)
+
+
+def check_verifiers(names: Sequence[str]) -> None:
+    """Raises Invalid for names that no verifier has."""
+    if unknown := sorted(set(names) - set(REVISIONS)):
+        raise Invalid(
+            "unknown_verifier", f"there is no verifier {', '.join(unknown)}; there are {', '.join(sorted(REVISIONS))}"
+        )
+
+
+class PromptOut(BaseModel):
+    id: str
+    prompt: str
+    reference: str
+    verifier: str
+    metadata: dict[str, Any]
+
+    @classmethod
+    def of(cls, prompt: Prompt) -> Self:
+        return cls(
+            id=prompt.id,
+            prompt=prompt.text,
+            reference=prompt.reference,
+            verifier=prompt.verifier,
+            metadata=prompt.metadata,
+        )
+
+
+class PromptHistoryOut(PromptOut):
+    visits: list[dict[str, Any]]
+    """Every visit in every run, oldest first."""
+
+
+class PromptsAdded(BaseModel):
+    prompt_set: str
+    added: int
+    existing: int
+    """Prompts that were in the set already, or stand in the body twice."""
+
+
+class PolicyIn(Choice):
+    name: str = Field(pattern=NAME)
+    checkpoint: str = Field(min_length=1, max_length=4096)
+
+
+class PolicyVersionOut(BaseModel):
+    version: int
+    checkpoint: str
+    step: int | None
+    live_at: Time
+
+    @classmethod
+    def of(cls, version: PolicyVersion) -> Self:
+        return cls(
+            version=version.version, checkpoint=version.checkpoint, step=version.step, live_at=version.live_at
+        )
+
+
+class PolicyOut(BaseModel):
+    name: str
+    live: int
+    """The version that requests meet now."""
+    versions: list[PolicyVersionOut]
+
+    @classmethod
+    def of(cls, versions: Sequence[PolicyVersion]) -> Self:
+        return cls(
+            name=versions[-1].policy,
+            live=versions[-1].version,
+            versions=[PolicyVersionOut.of(version) for version in versions],
+        )
+
+
+class RunOut(BaseModel):
+    config: RunConfig
+    funnel: dict[str, Any]
+    informativeness: Informativeness
+    epochs: list[dict[str, int]]
+    """What each pass over the prompt set considered, skipped and found."""
+
+
+class JobEventOut(BaseModel):
+    seq: int
+    state: JobState
+    data: dict[str, Any]
+    at: Time
+
+    @classmethod
+    def of(cls, event: JobEvent) -> Self:
+        return cls(seq=event.seq, state=event.state, data=event.data, at=event.at)
+
+
+class JobOut(BaseModel):
+    id: str
+    kind: JobKind
+    on: str
+    """The run or the policy that the job works on."""
+    state: JobState
+    request: dict[str, Any]
+    progress: dict[str, Any]
+    """The newest report, with what the current round adds to it."""
+    result: dict[str, Any] | None
+    """There once the state is final: the funnel, or the error."""
+    created_at: Time
+
+    @classmethod
+    def of(cls, job: Job) -> Self:
+        return cls(
+            id=job.id,
+            kind=job.kind,
+            on=job.run,
+            state=job.state,
+            request=job.request,
+            progress=job.events[-1].data | job.progress,
+            result=job.result,
+            created_at=job.created_at,
+        )
+
+
+class GroupOut(BaseModel):
+    id: str
+    run: str
+    prompt_id: str
+    visit: int
+    policy: str
+    policy_version: int
+    temperature: float | None
+    kind: str
+    rewards: list[float]
+    rollouts: int
+    tokens: int
+    outcomes: dict[str, int]
+    truncated: int
+    stored_at: Time
+
+    @classmethod
+    def of(cls, row: Row) -> Self:
+        return cls(id=row["group_id"], **{key: row[key] for key in cls.model_fields if key in row})
+
+
+class RolloutOut(BaseModel):
+    text: str | None
+    """None where retention kept only the numbers."""
+    token_ids: list[int] | None
+    logprobs: list[float] | None
+    tokens: int
+    finish_reason: str
+    weight_versions: list[dict[str, int]]
+    outcome: str
+    reward: float | None
+    verifier: str
+    elapsed: float
+    detail: str
+    recorded_reward: float | None
+
+
+class GroupDetailOut(GroupOut):
+    members: list[RolloutOut]
+
+
+class DatasetIn(Choice):
+    name: str = Field(pattern=NAME)
+    recipe: Recipe
+
+
+class DatasetOut(BaseModel):
+    name: str
+    version: int
+    dataset_id: str
+    manifest: dict[str, Any]
+    frozen_at: Time
+    urls: dict[str, str]
+    """Of the files in the manifest, relative to the service."""
+
+    @classmethod
+    def of(cls, dataset: DatasetVersion) -> Self:
+        base = f"/v1/datasets/{dataset.name}@{dataset.version}"
+        return cls(
+            name=dataset.name,
+            version=dataset.version,
+            dataset_id=dataset.dataset_id,
+            manifest=dataset.manifest,
+            frozen_at=dataset.frozen_at,
+            urls={file: f"{base}/{file}" for file in dataset.manifest["files"]},
+        )
+
+
+class RowsOut(BaseModel):
+    """Shaped like the Hugging Face dataset viewer's ``/rows``."""
+
+    features: list[dict[str, Any]]
+    rows: list[dict[str, Any]]
+    num_rows_total: int
+    num_rows_per_page: int
+    partial: bool = False

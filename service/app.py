@@ -1,0 +1,22 @@
+"""Composition root of the HTTP service. It imports everyone; only the command imports it."""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+
+from fastapi import FastAPI
+
+from service.api import datasets, errors, groups, health, jobs, policies, prompts, runs
+from service.parts import Parts
+
+
+def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> FastAPI:
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, Parts]]:
+        async with open_parts() as parts:
+            yield {"parts": parts}
+
+    app = FastAPI(title="Rollout Refinery", version="1", lifespan=lifespan)
+    for module in (prompts, policies, runs, jobs, groups, datasets, health):
+        app.include_router(module.router)
+    errors.install(app)
+    return app

@@ -1,0 +1,65 @@
+"""Verbs of the service: ``refinery serve``."""
+
+import logging
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import uvicorn
+from pydantic import ValidationError
+
+from service.settings import Settings
+
+
+def register(app: typer.Typer) -> None:
+    app.command()(serve)
+
+
+def serve(
+    data: Annotated[Path | None, typer.Option(help="Folder of the store and the datasets.")] = None,
+    policy: Annotated[str | None, typer.Option(help="Checkpoint folder to start a new data folder with.")] = None,
+    policy_name: Annotated[str | None, typer.Option(help="Name of that policy.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
+    port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
+) -> None:
+    """Runs the service until it is interrupted.
+
+    Every setting also comes from REFINERY_* variables and from refinery.toml; flags win.
+    """
+    given = {"data": data, "policy": policy, "policy_name": policy_name, "host": host, "port": port}
+    try:
+        settings = Settings(**{key: value for key, value in given.items() if value is not None})
+    except ValidationError as error:
+        sys.exit("\n".join(f"refinery serve: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    _run(settings)
+
+
+def _run(settings: Settings) -> None:
+    from service.app import create_app  # pulls in torch and DuckDB: only when serving
+    from service.parts import open_parts
+
+    config = uvicorn.Config(
+        create_app(partial(open_parts, settings)),
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        workers=1,  # one writer process
+        timeout_graceful_shutdown=10,
+    )
+    server = _Announcing(config)
+    server.run(sockets=[config.bind_socket()])
+    if not server.started:
+        sys.exit(3)
+
+
+class _Announcing(uvicorn.Server):
+    """Says where it listens once requests are really answered."""
+
+    async def startup(self, sockets: Any = None) -> None:
+        await super().startup(sockets=sockets)
+        if self.started and sockets:
+            host, port = sockets[0].getsockname()[:2]
+            print(f"listening on http://{host}:{port}", flush=True)

@@ -1,0 +1,44 @@
+"""A publish job: new weights for a policy, live when the engine reports them and the store holds the version."""
+
+from collections.abc import Callable
+from datetime import datetime
+from typing import Any
+
+from pydantic import Field
+
+from curation.choice import Choice
+from service.checkpoints import checkpoint_folder
+from service.engines.room import EngineRoom
+from service.jobs import Job
+from service.stages import EngineFailed, NotFound
+from service.store.policies import Policies, PolicyVersion
+
+
+class PublishRequest(Choice):
+    checkpoint: str = Field(min_length=1, max_length=4096)
+    """Folder on the service's machine."""
+    step: int | None = Field(None, ge=0)
+    """The trainer's step, for the record."""
+
+
+async def publish(
+    job: Job, *, engines: EngineRoom, policies: Policies, now: Callable[[], datetime]
+) -> dict[str, Any]:
+    """Loads the checkpoint as the policy's next version. On failure the old version goes on serving."""
+    request = PublishRequest.model_validate(job.request)
+    policy = job.run
+    checkpoint = checkpoint_folder(request.checkpoint)
+    version = await next_version(policies, policy)
+    await engines.publish(policy, checkpoint, version)
+    reported = engines.engine_of(policy).policy_version
+    if reported != version:
+        raise EngineFailed(f"the engine of {policy!r} reports version {reported} after loading {version}")
+    await policies.add(PolicyVersion(policy, version, str(checkpoint), request.step, now()))
+    return {"policy": policy, "version": version, "checkpoint": str(checkpoint)}
+
+
+async def next_version(policies: Policies, policy: str) -> int:
+    try:
+        return (await policies.versions(policy))[-1].version + 1
+    except NotFound:
+        return 1

@@ -1,0 +1,49 @@
+"""What a user fixes about a run. The same configuration makes the same decisions."""
+
+from enum import StrEnum, auto
+
+from pydantic import Field
+
+from curation.choice import Choice
+from curation.records import GroupKind
+from curation.selection import Batch, Everything, SelectorChoice
+
+NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
+"""Names appear in URLs and in file names."""
+
+
+class Sampling(Choice):
+    """How a group is sampled."""
+
+    n: int = Field(8, ge=1, le=1024)
+    """Rollouts per group."""
+    temperature: float = Field(1.0, ge=0, le=10)
+    """0 is greedy."""
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)
+    """0 considers every token."""
+    max_tokens: int = Field(512, ge=1, le=1_000_000)
+
+
+class Retain(StrEnum):
+    """What of a group is kept for ever."""
+
+    INFORMATIVE = auto()
+    """Text, tokens and logprobs of informative groups; rewards, lengths and visits of all."""
+    ALL = auto()
+
+    def keeps_text(self, kind: GroupKind) -> bool:
+        return self is Retain.ALL or kind is GroupKind.INFORMATIVE
+
+
+class RunConfig(Choice):
+    name: str = Field(pattern=NAME)
+    policy: str = Field(pattern=NAME)
+    prompt_set: str = Field(pattern=NAME)
+    sampling: Sampling = Sampling()
+    selector: SelectorChoice = Everything()
+    batch: Batch = Batch()
+    retain: Retain = Retain.INFORMATIVE
+    seed: int = 0
+    imported: bool = False
+    """Holds rollouts that were recorded elsewhere; nothing is sampled for it."""

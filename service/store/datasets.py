@@ -1,0 +1,82 @@
+"""Frozen dataset versions: what they were made from and where their bytes are."""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from curation.keys import canonical_json
+from curation.recipe import Recipe
+from service.stages import NotFound
+from service.store.duck import Duck, Row, Transaction
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetVersion:
+    name: str
+    version: int
+    """Counted from 1 within the name."""
+    dataset_id: str
+    recipe: Recipe
+    watermark: int
+    manifest: dict[str, Any]
+    frozen_at: datetime
+
+
+class Datasets:
+    def __init__(self, duck: Duck) -> None:
+        self._duck = duck
+
+    async def register(
+        self, name: str, dataset_id: str, recipe: Recipe, watermark: int, manifest: dict[str, Any], now: datetime
+    ) -> DatasetVersion:
+        """The next version of the name; the existing one if it holds this very dataset."""
+
+        def operation(tx: Transaction) -> int:
+            versions = tx.rows("select version, dataset_id from datasets where name = ? order by version", [name])
+            for version, known in versions:
+                if known == dataset_id:
+                    return int(version)
+            tx.insert(
+                "datasets",
+                [
+                    {
+                        "name": name,
+                        "version": len(versions) + 1,
+                        "dataset_id": dataset_id,
+                        "recipe": canonical_json(recipe.model_dump(mode="json")),
+                        "watermark": watermark,
+                        "manifest": canonical_json(manifest),
+                        "frozen_at": now,
+                    }
+                ],
+            )
+            return len(versions) + 1
+
+        return await self.get(name, await self._duck.write(operation))
+
+    async def by_id(self, name: str, dataset_id: str) -> DatasetVersion | None:
+        rows = await self._duck.read(
+            "select * from datasets where name = ? and dataset_id = ?", [name, dataset_id]
+        )
+        return _version_of(rows[0]) if rows else None
+
+    async def get(self, name: str, version: int) -> DatasetVersion:
+        rows = await self._duck.read("select * from datasets where name = ? and version = ?", [name, version])
+        if not rows:
+            raise NotFound("dataset_not_found", f"there is no dataset {name}@{version}")
+        return _version_of(rows[0])
+
+    async def versions(self, name: str | None = None) -> list[DatasetVersion]:
+        """Oldest version first, of one name or of all."""
+        rows = await self._duck.read(
+            "select * from datasets where $name is null or name = $name order by name, version", {"name": name}
+        )
+        if name is not None and not rows:
+            raise NotFound("dataset_not_found", f"there is no dataset {name!r}; POST /v1/datasets freezes one")
+        return [_version_of(row) for row in rows]
+
+
+def _version_of(row: Row) -> DatasetVersion:
+    recipe = Recipe.model_validate_json(row["recipe"])
+    return DatasetVersion(**row | {"recipe": recipe, "manifest": json.loads(row["manifest"])})

@@ -1,0 +1,184 @@
+"""The DuckDB file: one writing thread, several reading cursors, one process.
+
+- A write is acknowledged after its commit, never before; writes that wait together share one commit.
+- A failing write leaves no trace and does not take its neighbours in the batch with it.
+- The sidecar lock is held for life. No code in this process may open the .duckdb file itself: opening and closing it
+  drops DuckDB's own lock, and a second writer then loses committed rows silently.
+"""
+
+import asyncio
+import fcntl
+import queue
+import threading
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TextIO, TypeVar
+
+import duckdb
+import pyarrow as pa
+
+from service.stages import StoreFailed, stage
+
+T = TypeVar("T")
+Row = dict[str, Any]
+Parameters = Sequence[Any] | dict[str, Any]
+
+SCHEMA = (Path(__file__).parent / "schema.sql").read_text()
+SCHEMA_VERSION = "1"
+MOST_PER_COMMIT = 256
+"""Writes that share one commit at most."""
+READERS = 4
+
+
+class Locked(Exception):
+    """Another process has the store open."""
+
+
+class Transaction:
+    """What a write sees: rows go in as Arrow batches, one per table, when somebody looks or at the commit."""
+
+    def __init__(self, connection: duckdb.DuckDBPyConnection, schemas: dict[str, pa.Schema]) -> None:
+        self._connection = connection
+        self._schemas = schemas
+        self._waiting: dict[str, list[Row]] = {}
+        self._last_seq: dict[str, int] = {}
+
+    def insert(self, table: str, rows: Iterable[Row]) -> None:
+        # Made whole first: making a row may itself look into the store, and looking flushes what waits.
+        ready = list(rows)
+        self._waiting.setdefault(table, []).extend(ready)
+
+    def next_seq(self, table: str) -> int:
+        """Counts a table's rows up from 1, in the order of their commits."""
+        if table not in self._last_seq:
+            [(self._last_seq[table],)] = self.rows(f"select coalesce(max(seq), 0) from {table}")
+        self._last_seq[table] += 1
+        return self._last_seq[table]
+
+    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
+        """The answer, with everything inserted so far."""
+        self.flush()
+        return self._connection.execute(sql, parameters).fetchall()
+
+    def flush(self) -> None:
+        for table, rows in self._waiting.items():
+            if rows:
+                batch = pa.Table.from_pylist(rows, schema=self._schemas[table])
+                self._connection.register("batch", batch)
+                self._connection.execute(f"insert into {table} select * from batch")
+                self._connection.unregister("batch")
+        self._waiting = {}
+
+
+class Duck:
+    """An open database. `write` and `read` may be called from any task of one event loop."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens or creates the database. Raises `Locked`, or StoreFailed for a file of another version."""
+        self._lock = _take_lock(path.with_suffix(".lock"))
+        with stage(StoreFailed, f"opening {path}"):
+            self._connection = duckdb.connect(str(path), config={"checkpoint_threshold": "256MB"})
+            self._schemas = _prepare(self._connection)
+        self._readers: queue.Queue[duckdb.DuckDBPyConnection] = queue.Queue()
+        for _ in range(READERS):
+            self._readers.put(self._connection.cursor())
+        self._writes: queue.Queue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.Queue()
+        self._thread = threading.Thread(target=self._write_forever, name="store-writer")
+        self._thread.start()
+
+    async def write(self, operation: Callable[[Transaction], T]) -> T:
+        """Runs the operation on the writer thread; returns its result once that is committed."""
+        if not self._thread.is_alive():
+            raise StoreFailed("the store is closed")
+        future: Future[T] = Future()
+        self._writes.put((operation, future))
+        return await asyncio.wrap_future(future)
+
+    async def read(self, sql: str, parameters: Parameters = ()) -> list[Row]:
+        """All rows of a query, committed data only."""
+        return await asyncio.to_thread(self._read, sql, parameters)
+
+    def close(self) -> None:
+        """Commits what waits, then closes; a second call does nothing."""
+        if not self._thread.is_alive():
+            return
+        self._writes.put(None)
+        self._thread.join()
+        while not self._readers.empty():
+            self._readers.get().close()
+        self._connection.close()
+        self._lock.close()
+
+    def _read(self, sql: str, parameters: Parameters) -> list[Row]:
+        cursor = self._readers.get()
+        try:
+            with stage(StoreFailed, "reading"):
+                answer = cursor.execute(sql, parameters)
+                names = [column[0] for column in answer.description or ()]
+                return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+        finally:
+            self._readers.put(cursor)
+
+    def _write_forever(self) -> None:
+        closing = False
+        while not closing:
+            batch = [self._writes.get()]
+            while len(batch) < MOST_PER_COMMIT and not self._writes.empty():
+                batch.append(self._writes.get())
+            closing = None in batch
+            # From here on a caller who stops waiting no longer stops the write.
+            self._commit([write for write in batch if write and write[1].set_running_or_notify_cancel()])
+
+    def _commit(self, writes: list[tuple[Callable[[Transaction], Any], Future[Any]]]) -> None:
+        if not writes:
+            return
+        try:
+            self._connection.begin()
+            transaction = Transaction(self._connection, self._schemas)
+            results = [operation(transaction) for operation, _ in writes]
+            transaction.flush()
+            self._connection.commit()
+        except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller who waits
+            self._roll_back()
+            if len(writes) == 1:
+                writes[0][1].set_exception(error)
+            else:
+                for write in writes:
+                    self._commit([write])
+        else:
+            for (_, future), result in zip(writes, results, strict=True):
+                future.set_result(result)
+
+    def _roll_back(self) -> None:
+        try:
+            self._connection.rollback()
+        except duckdb.Error:
+            # No transaction is open: the failure was the begin itself, or DuckDB rolled back already.
+            pass
+
+
+def _take_lock(path: Path) -> TextIO:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise Locked(f"another service has {path.parent} open; stop it or choose another --data") from None
+    return lock
+
+
+def _prepare(connection: duckdb.DuckDBPyConnection) -> dict[str, pa.Schema]:
+    """Creates what is missing, refuses what is foreign, and returns the Arrow schema of every table."""
+    connection.execute(SCHEMA)
+    found = connection.execute("select value from meta where name = 'schema'").fetchone()
+    if found is None:
+        connection.execute("insert into meta values ('schema', ?)", [SCHEMA_VERSION])
+    elif found[0] != SCHEMA_VERSION:
+        raise StoreFailed(
+            f"the store has schema {found[0]} and this program needs {SCHEMA_VERSION}: "
+            "start it with the program version that wrote it"
+        )
+    tables = [name for (name,) in connection.execute("select table_name from duckdb_tables()").fetchall()]
+    return {table: connection.sql(f"from {table} limit 0").to_arrow_table().schema for table in tables}

@@ -1,0 +1,324 @@
+"""Visits, groups and their rollouts: what a run considered, what it got, and what failed.
+
+- A visit is stored before its prompt is sampled; a sampled visit ends as exactly one group or one failure.
+- A group and all its rollouts are one commit.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from curation.records import (
+    Action,
+    Completion,
+    FinishReason,
+    Group,
+    Outcome,
+    Rollout,
+    Verdict,
+    Visit,
+    WeightSpan,
+)
+from curation.selection import Seen
+from service.run_config import Retain
+from service.stages import NotFound
+from service.store.duck import Duck, Row, Transaction
+from service.store.prompts import prompt_of
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedVisit:
+    """A visit in its place: which job asked for it, in which step and round of the run."""
+
+    run: str
+    job: str
+    step: int
+    round: int
+    visit: Visit
+
+
+@dataclass(frozen=True, slots=True)
+class StoredGroup:
+    """A group with what sampling it took."""
+
+    group: Group
+    job: str
+    policy: str
+    temperature: float | None
+    sampling_seconds: float
+    verifying_seconds: float
+    recorded_rewards_G: tuple[float | None, ...] = ()
+    """Somebody else's labels, for imported rollouts that came with them."""
+
+    @property
+    def tokens(self) -> int:
+        return sum(len(rollout.completion.token_ids_T) for rollout in self.group.rollouts_G)
+
+
+class Groups:
+    def __init__(self, duck: Duck) -> None:
+        self._duck = duck
+
+    async def plan(self, visits: Sequence[PlannedVisit], now: datetime) -> None:
+        """Stores the decisions of a round, skips included."""
+        await self._duck.write(lambda tx: add_visits(tx, visits, now))
+
+    async def append(self, stored: StoredGroup, retain: Retain, now: datetime) -> None:
+        await self._duck.write(lambda tx: add_group(tx, stored, retain, now))
+
+    async def fail(self, planned: PlannedVisit, stage: str, detail: str, now: datetime) -> None:
+        row = {
+            "run": planned.run,
+            "prompt_id": planned.visit.prompt_id,
+            "visit": planned.visit.visit,
+            "job": planned.job,
+            "stage": stage,
+            "detail": detail[:2000],
+            "failed_at": now,
+        }
+        await self._duck.write(lambda tx: tx.insert("failures", [row]))
+
+    async def seen(self, run: str) -> list[Seen]:
+        """Every visit of a run, oldest first: what `RunState.replay` takes."""
+        rows = await self._duck.read(
+            """select v.prompt_id, v.epoch, v.step, v.round, v.action, g.rewards
+               from visits v left join groups g using (run, prompt_id, visit) where v.run = ? order by v.seq""",
+            [run],
+        )
+        return [
+            Seen(
+                row["prompt_id"],
+                row["epoch"],
+                row["step"],
+                row["round"],
+                Action(row["action"]),
+                None if row["rewards"] is None else tuple(row["rewards"]),
+            )
+            for row in rows
+        ]
+
+    async def open_visits(self, job: str) -> list[Row]:
+        """Sampled visits of a job that ended neither as a group nor as a failure: it was interrupted."""
+        return await self._duck.read(
+            """select v.* from visits v
+               anti join groups g using (run, prompt_id, visit) anti join failures f using (run, prompt_id, visit)
+               where v.job = ? and v.action = 'sampled' order by v.seq""",
+            [job],
+        )
+
+    async def last_job(self, run: str) -> str | None:
+        """The job of the run's latest visit."""
+        rows = await self._duck.read("select job from visits where run = ? order by seq desc limit 1", [run])
+        return str(rows[0]["job"]) if rows else None
+
+    async def first_epoch(self, job: str) -> int | None:
+        """The pass in which a job made its first visit."""
+        [row] = await self._duck.read("select min(epoch) as epoch from visits where job = ?", [job])
+        return None if row["epoch"] is None else int(row["epoch"])
+
+    async def funnel(self, *, run: str | None = None, job: str | None = None) -> Row:
+        """How far the visits of a run or a job got, as counts."""
+        scope = {"run": run, "job": job}
+        [visits] = await self._duck.read(FUNNEL_VISITS, scope)
+        [groups] = await self._duck.read(FUNNEL_GROUPS, scope)
+        [failures] = await self._duck.read(FUNNEL_FAILURES, scope)
+        outcomes = await self._duck.read(FUNNEL_OUTCOMES, scope)
+        return visits | groups | failures | {"outcomes": {row["outcome"]: int(row["n"]) for row in outcomes}}
+
+    async def epochs(self, run: str) -> list[Row]:
+        """What each pass over the prompt set considered, skipped and found, in order."""
+        return await self._duck.read(EPOCHS, [run])
+
+    async def page(self, *, run: str | None, informative: bool | None, after: int, limit: int) -> list[Row]:
+        """Groups without their rollouts, in the order they were stored, those after sequence number `after`."""
+        return await self._duck.read(
+            """select * from groups where seq > $after and ($run is null or run = $run)
+               and ($informative is null or (kind = 'informative') = $informative) order by seq limit $limit""",
+            {"after": after, "run": run, "informative": informative, "limit": limit},
+        )
+
+    async def get(self, group_id: str) -> tuple[Row, list[Row]]:
+        """A group's own row and those of its rollouts."""
+        groups = await self._duck.read("select * from groups where group_id = ?", [group_id])
+        if not groups:
+            raise NotFound("group_not_found", f"there is no group {group_id!r}")
+        rollouts = await self._duck.read("select * from rollouts where group_id = ? order by idx", [group_id])
+        return groups[0], rollouts
+
+    async def watermark(self) -> int:
+        """Sequence number of the newest group; 0 in an empty store."""
+        [row] = await self._duck.read("select coalesce(max(seq), 0) as seq from groups")
+        return int(row["seq"])
+
+    async def rewards(self, runs: Sequence[str]) -> list[tuple[float, ...]]:
+        """Rewards of every group of the runs."""
+        rows = await self._duck.read("select rewards from groups where list_contains(?, run) order by seq", [list(runs)])
+        return [tuple(row["rewards"]) for row in rows]
+
+    async def for_curation(self, runs: Sequence[str], watermark: int) -> list[tuple[Group, float | None]]:
+        """The groups whose text is kept, with the temperature they were sampled at, up to the watermark."""
+        rows = await self._duck.read(CURATION, {"runs": list(runs), "watermark": watermark})
+        return [(_group_of(row), row["temperature"]) for row in rows]
+
+    async def existing(self, group_ids: Sequence[str]) -> set[str]:
+        rows = await self._duck.read("select group_id from groups where list_contains(?, group_id)", [list(group_ids)])
+        return {row["group_id"] for row in rows}
+
+
+IN_SCOPE = "($run is null or run = $run) and ($job is null or job = $job)"
+
+FUNNEL_VISITS = f"""
+select count(*) as considered,
+       count(*) filter (where action = 'skipped_easy') as skipped_easy,
+       count(*) filter (where action = 'skipped_hard') as skipped_hard,
+       count(*) filter (where action = 'sampled') as sampled
+from visits where {IN_SCOPE}
+"""
+
+FUNNEL_GROUPS = f"""
+select count(*) filter (where kind = 'easy') as easy, count(*) filter (where kind = 'hard') as hard,
+       count(*) filter (where kind = 'informative') as informative, count(*) filter (where kind = 'unscored') as unscored,
+       coalesce(sum(rollouts), 0)::bigint as rollouts, coalesce(sum(tokens), 0)::bigint as tokens,
+       coalesce(sum(truncated), 0)::bigint as truncated
+from groups where {IN_SCOPE}
+"""
+
+FUNNEL_FAILURES = f"select count(*) as failed from failures where {IN_SCOPE}"
+
+FUNNEL_OUTCOMES = f"""
+select entry.key as outcome, sum(entry.value) as n
+from (select unnest(map_entries(outcomes)) as entry from groups where {IN_SCOPE}) group by 1 order by 1
+"""
+
+EPOCHS = """
+select v.epoch, count(*) as considered,
+       count(*) filter (where v.action = 'skipped_easy') as skipped_easy,
+       count(*) filter (where v.action = 'skipped_hard') as skipped_hard,
+       count(*) filter (where g.kind = 'easy') as easy, count(*) filter (where g.kind = 'hard') as hard,
+       count(*) filter (where g.kind = 'informative') as informative,
+       coalesce(sum(g.tokens), 0)::bigint as tokens
+from visits v left join groups g using (run, prompt_id, visit)
+where v.run = ? group by v.epoch order by v.epoch
+"""
+
+CURATION = """
+select g.group_id, g.run, g.visit, g.policy_version, g.temperature,
+       p.prompt_id, p.text, p.reference, p.verifier, p.metadata, r.rollouts
+from groups g
+join prompts p using (prompt_id)
+join (select group_id, list({text: text, token_ids: token_ids, logprobs: logprobs, finish_reason: finish_reason,
+                             weight_versions: weight_versions, outcome: outcome, reward: reward,
+                             verifier: verifier, detail: detail} order by idx) as rollouts
+      from rollouts where text is not null group by group_id) r using (group_id)
+where g.seq <= $watermark and list_contains($runs, g.run)
+order by g.seq
+"""
+
+
+def add_visits(tx: Transaction, visits: Sequence[PlannedVisit], now: datetime) -> None:
+    tx.insert(
+        "visits",
+        (
+            {
+                "seq": tx.next_seq("visits"),
+                "run": planned.run,
+                "prompt_id": planned.visit.prompt_id,
+                "visit": planned.visit.visit,
+                "epoch": planned.visit.epoch,
+                "step": planned.step,
+                "round": planned.round,
+                "job": planned.job,
+                "action": planned.visit.decision.action.value,
+                "keep_probability": planned.visit.decision.keep_probability,
+                "reason": planned.visit.decision.reason,
+                "decided_at": now,
+            }
+            for planned in visits
+        ),
+    )
+
+
+def add_group(tx: Transaction, stored: StoredGroup, retain: Retain, now: datetime) -> None:
+    group = stored.group
+    kind = group.kind
+    tx.insert(
+        "groups",
+        [
+            {
+                "seq": tx.next_seq("groups"),
+                "group_id": group.id,
+                "run": group.run,
+                "prompt_id": group.prompt.id,
+                "visit": group.visit,
+                "job": stored.job,
+                "policy": stored.policy,
+                "policy_version": group.policy_version,
+                "temperature": stored.temperature,
+                "kind": kind.value,
+                "rewards": list(group.rewards_G),
+                "rollouts": len(group.rollouts_G),
+                "tokens": stored.tokens,
+                "outcomes": list(Counter(r.verdict.outcome.value for r in group.rollouts_G).items()),
+                "truncated": sum(r.truncated for r in group.rollouts_G),
+                "sampling_seconds": stored.sampling_seconds,
+                "verifying_seconds": stored.verifying_seconds,
+                "stored_at": now,
+            }
+        ],
+    )
+    keep_text = retain.keeps_text(kind)
+    recorded_G = stored.recorded_rewards_G or (None,) * len(group.rollouts_G)
+    tx.insert(
+        "rollouts",
+        (
+            _rollout_row(group.id, idx, rollout, recorded, keep_text)
+            for idx, (rollout, recorded) in enumerate(zip(group.rollouts_G, recorded_G, strict=True))
+        ),
+    )
+
+
+def _rollout_row(group_id: str, idx: int, rollout: Rollout, recorded: float | None, keep_text: bool) -> Row:
+    completion, verdict = rollout.completion, rollout.verdict
+    return {
+        "group_id": group_id,
+        "idx": idx,
+        "text": completion.text if keep_text else None,
+        "token_ids": list(completion.token_ids_T) if keep_text else None,
+        "logprobs": list(completion.logprobs_T) if keep_text else None,
+        "tokens": len(completion.token_ids_T),
+        "finish_reason": completion.finish_reason.value,
+        "weight_versions": [
+            {"version": span.version, "start": span.start, "end": span.end} for span in completion.weight_versions
+        ],
+        "outcome": verdict.outcome.value,
+        "reward": verdict.reward,
+        "verifier": verdict.verifier,
+        "elapsed": verdict.elapsed,
+        "detail": verdict.detail[:1000] if keep_text else "",
+        "recorded_reward": recorded,
+    }
+
+
+def _group_of(row: Row) -> Group:
+    return Group(
+        id=row["group_id"],
+        run=row["run"],
+        prompt=prompt_of(row),
+        visit=row["visit"],
+        policy_version=row["policy_version"],
+        rollouts_G=tuple(_rollout_of(rollout) for rollout in row["rollouts"]),
+    )
+
+
+def _rollout_of(row: dict[str, Any]) -> Rollout:
+    completion = Completion(
+        text=row["text"],
+        token_ids_T=tuple(row["token_ids"]),
+        logprobs_T=tuple(row["logprobs"]),
+        finish_reason=FinishReason(row["finish_reason"]),
+        weight_versions=tuple(WeightSpan(**span) for span in row["weight_versions"]),
+    )
+    verdict = Verdict(Outcome(row["outcome"]), row["reward"], row["verifier"], detail=row["detail"])
+    return Rollout(completion, verdict)

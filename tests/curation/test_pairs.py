@@ -1,0 +1,166 @@
+import random
+from collections import Counter
+from collections.abc import Callable
+from itertools import product
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation.pairs import (
+    IndexPair,
+    Scored,
+    all_right_with_wrong,
+    best_with_worst,
+    first_right_first_wrong,
+    k_random_pairs,
+    one_random_pair,
+    right,
+    wrong,
+)
+from curation.records import Pair
+from tests.builders import a_group, a_prompt
+
+Rule = Callable[[list[Scored]], list[IndexPair]]
+
+RULES: dict[str, Rule] = {
+    "3.5-first-right-first-wrong": first_right_first_wrong,
+    "3.5-one-random-pair": lambda scored_G: one_random_pair(scored_G, random.Random(0)),
+    "3.5-all-right-with-wrong": all_right_with_wrong,
+    "3.5-k-random-pairs": lambda scored_G: k_random_pairs(scored_G, 3, random.Random(0)),
+}
+every_rule = pytest.mark.parametrize("rule", RULES.values(), ids=RULES)
+
+
+def scored(*rewards: float | None) -> list[Scored]:
+    """The rollouts that have a reward, at their places in the group."""
+    return [Scored(index, reward) for index, reward in enumerate(rewards) if reward is not None]
+
+
+rewards = st.lists(st.sampled_from([None, 0.0, 0.25, 0.5, 1.0]), max_size=8)
+groups = rewards.map(lambda drawn: scored(*drawn))
+seeds = st.integers(0, 1000)
+
+
+@given(groups)
+def test_right_is_reward_1_wrong_is_reward_0_and_the_rest_is_neither(scored_G: list[Scored]) -> None:
+    assert right(scored_G) == [s for s in scored_G if s.reward == 1]
+    assert wrong(scored_G) == [s for s in scored_G if s.reward == 0]
+
+
+@every_rule
+@given(groups)
+def test_chosen_is_always_right_and_rejected_always_wrong(rule: Rule, scored_G: list[Scored]) -> None:
+    reward_of = dict(scored_G)
+
+    found = rule(scored_G)
+
+    assert all((reward_of[pair.chosen], reward_of[pair.rejected]) == (1.0, 0.0) for pair in found)
+    assert len(found) == len(set(found))
+    assert bool(found) == (bool(right(scored_G)) and bool(wrong(scored_G)))
+
+
+@every_rule
+@pytest.mark.parametrize("reward", [0.0, 1.0])
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_prompt_always_right_or_always_wrong_gives_no_pair(rule: Rule, reward: float, size: int) -> None:
+    assert rule(scored(*[reward] * size)) == []
+
+
+@given(groups)
+def test_every_right_meets_every_wrong_one(scored_G: list[Scored]) -> None:
+    found = all_right_with_wrong(scored_G)
+
+    every = product(scored_G, scored_G)
+    assert found == [(a.index, b.index) for a, b in every if a.reward == 1 and b.reward == 0]
+
+
+@given(groups)
+def test_the_first_right_and_the_first_wrong_are_the_earliest_of_all_pairs(scored_G: list[Scored]) -> None:
+    found = first_right_first_wrong(scored_G)
+
+    assert found == all_right_with_wrong(scored_G)[:1]
+
+
+@given(groups, seeds)
+def test_one_random_pair_is_one_of_all_pairs(scored_G: list[Scored], seed: int) -> None:
+    found = one_random_pair(scored_G, random.Random(seed))
+
+    every = all_right_with_wrong(scored_G)
+    assert len(found) == min(1, len(every))
+    assert set(found) <= set(every)
+    assert found == one_random_pair(scored_G, random.Random(seed))
+
+
+@pytest.mark.parametrize(
+    ("rule", "pairs_a_draw"),
+    [
+        pytest.param(one_random_pair, 1, id="one"),
+        pytest.param(lambda scored_G, rng: k_random_pairs(scored_G, 2, rng), 2, id="two"),
+    ],
+)
+def test_every_pair_is_drawn_as_often_as_any_other(
+    rule: Callable[[list[Scored], random.Random], list[IndexPair]], pairs_a_draw: int
+) -> None:
+    scored_G, rng = scored(1.0, 0.0, None, 1.0, 0.0, 0.5, 0.0), random.Random(0)
+
+    drawn = Counter(pair for _ in range(3000) for pair in rule(scored_G, rng))
+
+    assert set(drawn) == set(all_right_with_wrong(scored_G))
+    assert all(400 <= times / pairs_a_draw <= 600 for times in drawn.values())
+
+
+@given(groups, st.integers(1, 20), seeds)
+def test_k_random_pairs_are_up_to_k_different_ones_in_sampling_order(scored_G: list[Scored], k: int, seed: int) -> None:
+    found = k_random_pairs(scored_G, k, random.Random(seed))
+
+    every = all_right_with_wrong(scored_G)
+    assert len(found) == min(k, len(every))
+    assert found == sorted(set(found) & set(every))
+    assert found == k_random_pairs(scored_G, k, random.Random(seed))
+    assert k < len(every) or found == every
+
+
+@pytest.mark.parametrize("k", [0, -1])
+def test_drawing_no_pairs_is_refused(k: int) -> None:
+    with pytest.raises(ValueError, match=f"cannot draw {k} pairs"):
+        k_random_pairs(scored(1.0, 0.0), k, random.Random(0))
+
+
+@given(groups, st.sampled_from([0.0, 0.25, 0.5, 1.0]) | st.floats(0, 1))
+def test_best_with_worst_is_the_earliest_pair_of_the_widest_gap_if_it_reaches_the_margin(
+    scored_G: list[Scored], margin: float
+) -> None:
+    found = best_with_worst(scored_G, margin)
+
+    gaps = {(a.index, b.index): a.reward - b.reward for a, b in product(scored_G, scored_G)}
+    widest = max(gaps.values(), default=0.0)
+    earliest = [pair for pair in sorted(gaps) if gaps[pair] == widest][:1]
+    assert found == (earliest if widest > 0 and widest >= margin else [])
+
+
+@given(rewards)
+def test_the_margin_of_a_pair_is_the_gap_of_its_rewards(drawn: list[float | None]) -> None:
+    group = a_group(*drawn)
+
+    pairs = [Pair(group, *pair) for pair in best_with_worst(scored(*drawn))]
+
+    assert all(pair.margin == max(group.rewards_G) - min(group.rewards_G) > 0 for pair in pairs)
+
+
+@pytest.mark.parametrize(("chosen", "rejected"), [(0, 1), (1, 0)])
+def test_a_pair_with_an_unscored_side_has_no_margin(chosen: int, rejected: int) -> None:
+    pair = Pair(a_group(1.0, None), chosen, rejected)
+
+    with pytest.raises(ValueError, match="two scored rollouts"):
+        assert pair.margin
+
+
+@pytest.mark.parametrize("version", [pytest.param(150, id="3.5-provenance")])
+def test_a_pair_tells_its_prompt_its_policy_and_its_verifier(version: int) -> None:
+    prompt = a_prompt("3 + 3?", "6")
+
+    pair = Pair(a_group(0.0, 1.0, prompt=prompt, policy_version=version), 1, 0)
+
+    assert (pair.group.prompt, pair.group.policy_version) == (prompt, 150)
+    assert [rollout.verdict.verifier for rollout in pair.group.rollouts_G] == ["math@1", "math@1"]

@@ -1,0 +1,65 @@
+"""The demo's charts."""
+
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+
+from matplotlib import pyplot as plt  # noqa: E402 - after the choice of the backend
+from matplotlib.axes import Axes  # noqa: E402
+
+EASY, HARD, INFORMATIVE, PLAIN = "#8fb339", "#b5483a", "#2f6690", "#9aa5b1"
+
+
+def draw_charts(report: dict[str, Any], folder: Path) -> None:
+    """Writes funnel.png, pass_rates.png and greso_skips.png."""
+    for name, draw in (("funnel", _funnel), ("pass_rates", _pass_rates), ("greso_skips", _skips)):
+        figure, axes = plt.subplots(figsize=(7, 4), layout="constrained")
+        draw(axes, report)
+        axes.spines[["top", "right"]].set_visible(False)
+        figure.savefig(folder / f"{name}.png", dpi=120)
+        plt.close(figure)
+
+
+def _funnel(axes: Axes, report: dict[str, Any]) -> None:
+    f = report["funnel"]
+    bars = {
+        "considered": (f["considered"], PLAIN),
+        "skipped, easy": (f["skipped_easy"], EASY),
+        "skipped, hard": (f["skipped_hard"], HARD),
+        "sampled": (f["sampled"], PLAIN),
+        "zero variance, easy": (f["easy"], EASY),
+        "zero variance, hard": (f["hard"], HARD),
+        "informative": (f["informative"], INFORMATIVE),
+    }
+    drawn = axes.barh(list(bars), [n for n, _ in bars.values()], color=[colour for _, colour in bars.values()])
+    axes.bar_label(drawn, padding=3)
+    axes.invert_yaxis()
+    axes.set_xlabel("visits")
+    axes.set_title("From visits to informative groups")
+
+
+def _pass_rates(axes: Axes, report: dict[str, Any]) -> None:
+    rates = [report["pass_rates_before"], report["pass_rates_after"]]
+    axes.hist(rates, bins=9, range=(0, 1), color=[PLAIN, INFORMATIVE], label=["policy 1", "policy 2"])
+    axes.set_xlabel("pass rate of a prompt's first group")
+    axes.set_ylabel("prompts")
+    axes.set_title("Pass rates before and after DPO")
+    axes.legend(frameon=False)
+
+
+def _skips(axes: Axes, report: dict[str, Any]) -> None:
+    epochs = report["epochs"]
+    passes = [epoch["epoch"] + 1 for epoch in epochs]
+    easy = [epoch["skipped_easy"] / epoch["considered"] for epoch in epochs]
+    hard = [epoch["skipped_hard"] / epoch["considered"] for epoch in epochs]
+    axes.bar(passes, easy, color=EASY, label="easy")
+    axes.bar(passes, hard, bottom=easy, color=HARD, label="hard")
+    axes.set_xticks(passes)
+    axes.set_ylim(0, 1)
+    axes.set_xlabel("visit of each prompt")
+    axes.set_ylabel("share skipped")
+    axes.set_title("What GRESO did not sample again")
+    axes.legend(frameon=False)

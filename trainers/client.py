@@ -1,0 +1,99 @@
+"""The service's REST API from Python: sync and thin."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import httpx2
+
+Json = dict[str, Any]
+POLL_SECONDS = 0.25
+
+
+class RefineryError(Exception):
+    """The service refused or failed; `code` is stable."""
+
+    def __init__(self, status: int, problem: Json) -> None:
+        self.status = status
+        self.code = str(problem.get("code", status))
+        self.problem = problem
+        super().__init__(f"{problem.get('detail', problem)} ({self.code})")
+
+
+class Refinery:
+    """One service. Use it as a context manager, or call `close`."""
+
+    def __init__(self, url: str = "http://127.0.0.1:8700", *, timeout: float = 600.0) -> None:
+        self.url = url.rstrip("/")
+        self._http = httpx2.Client(base_url=self.url, timeout=timeout, follow_redirects=True)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._http.close()
+
+    def get(self, path: str, **query: Any) -> Any:
+        return self._call("GET", path, params={k: v for k, v in query.items() if v is not None})
+
+    def post(self, path: str, body: Any, **query: Any) -> Any:
+        return self._call("POST", path, json=body, params=query)
+
+    def delete(self, path: str) -> Any:
+        return self._call("DELETE", path)
+
+    def add_prompts(self, rows: Iterable[Json], prompt_set: str) -> Json:
+        """Rows ``{prompt, reference, verifier?, metadata?}``."""
+        return self._ndjson("/v1/prompts", rows, {"set": prompt_set})
+
+    def import_groups(self, rows: Iterable[Json], run: str) -> Json:
+        """Native import rows; see `curation.recorded.GroupIn`."""
+        return self._ndjson("/v1/rollouts/import", rows, {"run": run})
+
+    def wait(self, job: Json, on_progress: Callable[[Json], None] = lambda _: None) -> Json:
+        """The finished job. Raises RefineryError when it failed."""
+        while job["state"] in {"queued", "running"}:
+            on_progress(job)
+            time.sleep(POLL_SECONDS)
+            job = self.get(f"/v1/jobs/{job['id']}")
+        on_progress(job)
+        if job["state"] == "failed":
+            raise RefineryError(500, {"code": job["result"]["error"], "detail": job["result"]["detail"]})
+        return job
+
+    def groups(self, run: str) -> Iterator[Json]:
+        """Every group of a run, in the order they were stored."""
+        cursor = None
+        while True:
+            page = self.get("/v1/groups", run=run, cursor=cursor, limit=1000)
+            yield from page["items"]
+            cursor = page["next"]
+            if cursor is None:
+                return
+
+    def _ndjson(self, path: str, rows: Iterable[Json], query: Json) -> Json:
+        body = "".join(json.dumps(row) + "\n" for row in rows)
+        headers = {"content-type": "application/x-ndjson"}
+        answer: Json = self._call("POST", path, content=body.encode(), params=query, headers=headers)
+        return answer
+
+    def _call(self, method: str, path: str, **arguments: Any) -> Any:
+        try:
+            response = self._http.request(method, path, **arguments)
+        except httpx2.TransportError as error:
+            detail = f"no service answers at {self.url}: {error}; start one with `refinery serve`"
+            raise RefineryError(0, {"code": "unreachable", "detail": detail}) from None
+        if response.status_code >= 400:
+            try:
+                problem = response.json()
+            except ValueError:
+                problem = {"detail": response.text[:500]}
+            raise RefineryError(response.status_code, problem)
+        return response.json()

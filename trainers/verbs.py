@@ -1,0 +1,211 @@
+"""Verbs that talk to a running service: prompts, rollouts, import, dataset."""
+
+import gzip
+import json
+import sys
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from curation.recorded import FieldMapping, GroupIn
+from trainers.client import Refinery, RefineryError
+
+Service = Annotated[str, typer.Option(help="URL of the service.", envvar="REFINERY_SERVICE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+DEFAULT_SERVICE = "http://127.0.0.1:8700"
+GROUPS_PER_REQUEST = 100
+
+prompts = typer.Typer(help="Prompt sets.", no_args_is_help=True)
+dataset = typer.Typer(help="Frozen preference datasets.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    app.add_typer(prompts, name="prompts")
+    app.add_typer(dataset, name="dataset")
+    app.command()(rollouts)
+    app.command("import")(import_file)
+
+
+@contextmanager
+def service_at(url: str) -> Iterator[Refinery]:
+    """The service; what it refuses ends the command with one line and exit code 1."""
+    try:
+        with Refinery(url) as refinery:
+            yield refinery
+    except RefineryError as error:
+        sys.exit(f"refinery: {error}")
+
+
+def progress_bar(*, quiet: bool = False) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True, quiet=quiet),
+    )
+
+
+@prompts.command("add")
+def add_prompts(
+    file: Annotated[Path, typer.Argument(help="NDJSON of {prompt, reference, verifier?, metadata?}; may be gzipped.")],
+    prompt_set: Annotated[str, typer.Option("--set", help="Name of the prompt set.")] = "default",
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Adds the prompts of a file to a set."""
+    rows = [row for _, row in _read_rows(file)]
+    with service_at(service) as refinery:
+        _show(refinery.add_prompts(rows, prompt_set), as_json)
+
+
+def rollouts(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    groups: Annotated[int | None, typer.Option(help="Informative groups wanted.")] = None,
+    passes: Annotated[int | None, typer.Option(help="Passes over the prompt set, instead.")] = None,
+    max_prompts: Annotated[int | None, typer.Option(help="Prompts to sample at most.")] = None,
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Samples for a run until enough informative groups are stored."""
+    wanted = {"groups": groups} if groups is not None else {"passes": passes or 1}
+    body: dict[str, Any] = wanted | {"budget": {"prompts": max_prompts}}
+    with service_at(service) as refinery, progress_bar(quiet=as_json) as bar:
+        job = refinery.post(f"/v1/runs/{run}/rollouts", body)
+        task = bar.add_task(f"{run}: informative groups", total=groups)
+
+        def show(job: dict[str, Any]) -> None:
+            bar.update(task, completed=job["progress"].get("funnel", {}).get("informative", 0))
+
+        done = refinery.wait(job, show)
+    _show(done["result"], as_json)
+
+
+def import_file(
+    file: Annotated[Path, typer.Argument(help="NDJSON, one prompt with its rollouts a line; may be gzipped.")],
+    run: Annotated[str, typer.Option(help="Run to store the groups in; made if it does not exist.")],
+    prompt: Annotated[str | None, typer.Option(help="Field of the prompt. Without it the file is in native form.")] = None,
+    reference: Annotated[str, typer.Option(help="Field of the reference answer.")] = "reference",
+    reference_pattern: Annotated[
+        str | None, typer.Option(help="Regular expression whose group is the reference; the last match counts.")
+    ] = None,
+    rollouts: Annotated[str, typer.Option(help="Field of the rollouts, or * for every object with the text.")] = "rollouts",
+    text: Annotated[str | None, typer.Option(help="Field of the text in a rollout; none if they are strings.")] = None,
+    label: Annotated[str | None, typer.Option(help="Field of the recorder's own label, to compare with.")] = None,
+    verifier: Annotated[str, typer.Option(help="Verifier that judges the rollouts.")] = "math",
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Imports recorded rollouts: maps their fields, verifies every rollout anew, stores the groups.
+
+    The whole file is read and checked before anything is sent, and importing it again adds nothing.
+    """
+    mapping = None
+    if prompt is not None:
+        mapping = FieldMapping(
+            prompt=prompt,
+            reference=reference,
+            reference_pattern=reference_pattern,
+            rollouts=rollouts,
+            text=text,
+            label=label,
+            verifier=verifier,
+        )
+    rows = _native_rows(file, mapping)
+    total: Counter[str] = Counter()
+    kinds: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
+    with service_at(service) as refinery, progress_bar(quiet=as_json) as bar:
+        task = bar.add_task(f"{run}: groups", total=len(rows))
+        for start in range(0, len(rows), GROUPS_PER_REQUEST):
+            part = [row.model_dump(mode="json") for row in rows[start : start + GROUPS_PER_REQUEST]]
+            imported = refinery.import_groups(part, run)
+            kinds.update(imported.pop("kinds"))
+            outcomes.update(imported.pop("outcomes"))
+            total.update(imported)
+            bar.update(task, advance=len(part))
+    share = total["agreeing"] / total["labelled"] if total["labelled"] else None
+    zero_variance = (kinds["easy"] + kinds["hard"]) / total["groups"] if total["groups"] else None
+    _show(
+        dict(total)
+        | {"kinds": dict(kinds), "outcomes": dict(outcomes)}
+        | {"agreement": share, "zero_variance_share": zero_variance},
+        as_json,
+    )
+
+
+@dataset.command("freeze")
+def freeze(
+    name: Annotated[str, typer.Argument(help="Name of the dataset.")],
+    recipe: Annotated[
+        str, typer.Option(help='Recipe as JSON, or @FILE; {"runs": ["my-run"]} is the shortest one.')
+    ],
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Freezes the pairs of a recipe as the next version of a dataset."""
+    text = Path(recipe[1:]).read_text() if recipe.startswith("@") else recipe
+    try:
+        parsed = json.loads(text)
+    except ValueError as error:
+        sys.exit(f"refinery: --recipe is not JSON: {error}")
+    with service_at(service) as refinery:
+        frozen = refinery.post("/v1/datasets", {"name": name, "recipe": parsed})
+    _show(_absolute(frozen, service), as_json)
+
+
+@dataset.command("show")
+def show(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION; latest is a version.")],
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Shows a dataset version: its recipe, counts, files and URLs."""
+    with service_at(service) as refinery:
+        found = refinery.get(f"/v1/datasets/{name if '@' in name else name + '@latest'}")
+    _show(_absolute(found, service), as_json)
+
+
+def _absolute(frozen: dict[str, Any], service: str) -> dict[str, Any]:
+    return frozen | {"urls": {file: service.rstrip("/") + url for file, url in frozen["urls"].items()}}
+
+
+def _read_rows(file: Path) -> Iterator[tuple[int, Any]]:
+    """(line number from 1, value). Ends the command at the first line that is no JSON."""
+    opener = gzip.open if file.suffix == ".gz" else open
+    try:
+        with opener(file, "rt", encoding="utf-8") as lines:
+            for number, line in enumerate(lines, start=1):
+                if line.strip():
+                    yield number, json.loads(line)
+    except ValueError as error:
+        sys.exit(f"refinery: {file}: not UTF-8 text with one JSON value a line: {error}")
+    except (OSError, EOFError) as error:
+        sys.exit(f"refinery: {file}: {error}")
+
+
+def _native_rows(file: Path, mapping: FieldMapping | None) -> list[GroupIn]:
+    rows = []
+    for number, row in _read_rows(file):
+        try:
+            rows.append(mapping.apply(row) if mapping else GroupIn.model_validate(row))
+        except ValidationError as error:
+            first = error.errors()[0]
+            sys.exit(f"refinery: {file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}; nothing was sent")
+        except ValueError as error:
+            sys.exit(f"refinery: {file}:{number}: {error}; nothing was sent")
+    return rows
+
+
+def _show(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        Console().print_json(data=result)
