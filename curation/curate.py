@@ -15,7 +15,6 @@ from curation import pairs as rules
 from curation import pods
 from curation.keys import digest, rng_for
 from curation.pairs import IndexPair, Scored
-from curation.records import Group, GroupKind, Outcome, Pair, kind_of
 from curation.recipe import (
     AllRightWithWrong,
     BestAndWorst,
@@ -29,6 +28,7 @@ from curation.recipe import (
     RandomSubset,
     Recipe,
 )
+from curation.records import Group, GroupKind, Outcome, Pair, kind_of
 
 
 class Dropped(StrEnum):

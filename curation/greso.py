@@ -66,10 +66,10 @@ class Controller:
 class StepTally(NamedTuple):
     """The groups rolled out for one training step."""
 
-    easy: int
-    hard: int
-    total: int
-    epoch: int
+    easy: int = 0
+    hard: int = 0
+    total: int = 0
+    epoch: int = 0
     """Pass over the prompt set in which the step ended."""
 
 

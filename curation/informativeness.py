@@ -7,6 +7,7 @@ for what it is.
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from math import log
 from statistics import fmean, pvariance
 
@@ -39,7 +40,7 @@ def outcome_entropy(pass_rate: float) -> float:
 def wasted_again(kinds_N: Sequence[GroupKind]) -> tuple[int, int]:
     """(zero-variance after zero-variance, groups after zero-variance) along one prompt's history."""
     scored = [kind for kind in kinds_N if kind is not GroupKind.UNSCORED]
-    after = [now for before, now in zip(scored, scored[1:], strict=False) if before.is_zero_variance]
+    after = [now for before, now in pairwise(scored) if before.is_zero_variance]
     return sum(kind.is_zero_variance for kind in after), len(after)
 
 

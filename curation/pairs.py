@@ -14,7 +14,7 @@ from typing import NamedTuple
 class Scored(NamedTuple):
     """A rollout that has a reward."""
 
-    index: int
+    slot: int
     """Position in its group."""
     reward: float
 
@@ -34,7 +34,7 @@ def wrong(scored_G: Sequence[Scored]) -> list[Scored]:
 
 def first_right_first_wrong(scored_G: Sequence[Scored]) -> list[IndexPair]:
     """One pair, or none when a side is missing (semi-online DPO release, ``_online_dpo.py``)."""
-    return [IndexPair(r.index, w.index) for r, w in zip(right(scored_G)[:1], wrong(scored_G)[:1], strict=False)]
+    return [IndexPair(r.slot, w.slot) for r, w in zip(right(scored_G)[:1], wrong(scored_G)[:1], strict=False)]
 
 
 def one_random_pair(scored_G: Sequence[Scored], rng: random.Random) -> list[IndexPair]:
@@ -42,7 +42,7 @@ def one_random_pair(scored_G: Sequence[Scored], rng: random.Random) -> list[Inde
     sides = right(scored_G), wrong(scored_G)
     if not all(sides):
         return []
-    return [IndexPair(*(rng.choice(side).index for side in sides))]
+    return [IndexPair(*(rng.choice(side).slot for side in sides))]
 
 
 def best_with_worst(scored_G: Sequence[Scored], margin: float = 0.0) -> list[IndexPair]:
@@ -52,12 +52,12 @@ def best_with_worst(scored_G: Sequence[Scored], margin: float = 0.0) -> list[Ind
     best = max(scored_G, key=lambda s: s.reward)
     worst = min(scored_G, key=lambda s: s.reward)
     gap = best.reward - worst.reward
-    return [IndexPair(best.index, worst.index)] if gap > 0 and gap >= margin else []
+    return [IndexPair(best.slot, worst.slot)] if gap > 0 and gap >= margin else []
 
 
 def all_right_with_wrong(scored_G: Sequence[Scored]) -> list[IndexPair]:
     """Every right with every wrong one (group DPO, ``_group_dpo.py``)."""
-    return [IndexPair(r.index, w.index) for r, w in product(right(scored_G), wrong(scored_G))]
+    return [IndexPair(r.slot, w.slot) for r, w in product(right(scored_G), wrong(scored_G))]
 
 
 def k_random_pairs(scored_G: Sequence[Scored], k: int, rng: random.Random) -> list[IndexPair]:

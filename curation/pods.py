@@ -61,9 +61,7 @@ def _select(keys_PG: NDArray[np.int64], kept_PM: NDArray[np.int64]) -> None:
     # M x P from here on: every step runs along contiguous groups.
     low_MP = np.ascontiguousarray(keys_PG[:, :keep].T)
     high_MP = np.ascontiguousarray(keys_PG[:, size - keep :].T)
-    lows_P = keep - _best_high_count(
-        (low_MP & ~index_bits).view(np.float64), (high_MP & ~index_bits).view(np.float64)
-    )
+    lows_P = keep - _best_high_count((low_MP & ~index_bits).view(np.float64), (high_MP & ~index_bits).view(np.float64))
     for rank in range(keep):
         np.copyto(low_MP[rank], high_MP[rank], where=lows_P <= rank)
     np.bitwise_and(low_MP.T, index_bits, out=kept_PM)
@@ -98,7 +96,8 @@ def _best_high_count(low_MP: NDArray[np.float64], high_MP: NDArray[np.float64]) 
         np.copyto(last_climb_P, k + 1, where=change_P > tolerance_P)
         fallen_P |= change_P < -tolerance_P
         after_fall_P += fallen_P
-    return np.clip(keep // 2, last_climb_P, keep - after_fall_P)
+    best_P: NDArray[np.int32] = np.minimum(np.maximum(keep // 2, last_climb_P), keep - after_fall_P)
+    return best_P
 
 
 def max_reward(rewards: Sequence[float], keep: int) -> list[int]:

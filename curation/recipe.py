@@ -42,9 +42,7 @@ class RandomSubset(Choice):
     keep: int = Field(ge=2)
 
 
-DownSampling = Annotated[
-    KeepAll | MaxVariance | MaxReward | BestAndWorst | RandomSubset, Field(discriminator="kind")
-]
+DownSampling = Annotated[KeepAll | MaxVariance | MaxReward | BestAndWorst | RandomSubset, Field(discriminator="kind")]
 
 
 class _PairRule(Choice):

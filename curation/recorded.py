@@ -28,7 +28,7 @@ class GroupIn(Choice):
     prompt: str = Field(min_length=1)
     reference: str = Field(min_length=1)
     verifier: str = "math"
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
     rollouts: tuple[RolloutIn, ...] = Field(min_length=1)
 
 
@@ -72,8 +72,7 @@ class FieldMapping(Choice):
             labels = _at(row, self.label) if self.label else [None] * len(found)
             return [RolloutIn(text=t, reward=_reward(v)) for t, v in zip(found, labels, strict=True)]
         return [
-            RolloutIn(text=_at(v, self.text), reward=_reward(_at(v, self.label) if self.label else None))
-            for v in found
+            RolloutIn(text=_at(v, self.text), reward=_reward(_at(v, self.label) if self.label else None)) for v in found
         ]
 
 

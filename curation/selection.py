@@ -86,7 +86,7 @@ class RunState:
     epoch: int = 0
     step: int = 0
     explore: Explore = field(default_factory=Explore)
-    tally: StepTally = StepTally(0, 0, 0, 0)
+    tally: StepTally = field(default_factory=StepTally)
     """Groups rolled out in the current step."""
     informative: int = 0
     """Informative groups of the current step."""
@@ -149,7 +149,7 @@ class RunState:
             case _:
                 assert_never(self.selector)
         self.step += 1
-        self.tally = StepTally(0, 0, 0, self.epoch)
+        self.tally = StepTally(epoch=self.epoch)
         self.informative = 0
         self.round_kinds = Counter()
 
@@ -181,9 +181,7 @@ def plan_round(
     return visits
 
 
-def choose(
-    selector: Everything | Greso, prompt_id: str, history: History, explore: Explore, *, seed: int
-) -> Decision:
+def choose(selector: Everything | Greso, prompt_id: str, history: History, explore: Explore, *, seed: int) -> Decision:
     match selector:
         case Everything():
             return Decision(Action.SAMPLED, 1.0, "every prompt is sampled")

@@ -28,7 +28,7 @@ def serve(
 
     Every setting also comes from REFINERY_* variables and from refinery.toml; flags win.
     """
-    given = {"data": data, "policy": policy, "policy_name": policy_name, "host": host, "port": port}
+    given: dict[str, Any] = {"data": data, "policy": policy, "policy_name": policy_name, "host": host, "port": port}
     try:
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:

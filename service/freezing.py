@@ -54,7 +54,14 @@ ROWS_PER_GROUP = 10_000
 
 
 async def freeze(
-    name: str, recipe: Recipe, *, root: Path, groups: Groups, runs: Runs, datasets: Datasets, now: Callable[[], datetime]
+    name: str,
+    recipe: Recipe,
+    *,
+    root: Path,
+    groups: Groups,
+    runs: Runs,
+    datasets: Datasets,
+    now: Callable[[], datetime],
 ) -> DatasetVersion:
     """The dataset version for this recipe over the store as it is now; the existing one if nothing changed.
 

@@ -25,7 +25,6 @@ from service.jobs import Cancelled, Job
 from service.run_config import RunConfig
 from service.stages import EngineFailed, Invalid, StageError
 from service.store.groups import Groups, PlannedVisit, StoredGroup
-from service.store.prompts import Prompts
 
 BARREN_ROUNDS = 32
 """Rounds in a row in which the selector let nothing through, until the job gives up."""
@@ -198,9 +197,7 @@ class Harvest:
         for visit in visits:
             group = collected.get(visit.prompt_id)
             rewards_G = group.group.rewards_G if group else None
-            state.observe(
-                Seen(visit.prompt_id, visit.epoch, state.step, number, visit.decision.action, rewards_G)
-            )
+            state.observe(Seen(visit.prompt_id, visit.epoch, state.step, number, visit.decision.action, rewards_G))
 
     async def _collect_all(self, planned: list[PlannedVisit]) -> dict[str, StoredGroup]:
         """The stored groups by prompt. Raises the last StageError when not a single one could be stored."""
@@ -219,9 +216,7 @@ class Harvest:
 
         prompt = self._prompts[planned.visit.prompt_id]
         try:
-            group = await collect(
-                planned, prompt, self._run, engine=self._engine, verify=self._verify, append=append
-            )
+            group = await collect(planned, prompt, self._run, engine=self._engine, verify=self._verify, append=append)
         except StageError as failure:
             await self._groups.fail(planned, type(failure).__name__, str(failure), self._now())
             return failure

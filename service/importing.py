@@ -12,6 +12,7 @@ from datetime import datetime
 from typing import Any
 
 from curation.keys import canonical_json, digest, prompt_id
+from curation.recorded import GroupIn, RolloutIn
 from curation.records import (
     Action,
     Completion,
@@ -22,7 +23,6 @@ from curation.records import (
     Visit,
 )
 from service.collect import Verify
-from curation.recorded import GroupIn, RolloutIn
 from service.run_config import Retain, RunConfig
 from service.store.duck import Duck, Transaction
 from service.store.groups import Groups, PlannedVisit, StoredGroup, add_group, add_visits

@@ -85,9 +85,8 @@ class Job:
 class JobLog(Protocol):
     """Where jobs and their events are kept."""
 
-    async def add(self, job: Job) -> Job:
-        """Stores a new job with its first event; the stored one if its id is taken by the same request, else
-        raises Conflict."""
+    async def add(self, job: Job) -> None:
+        """Stores a new job with its first event."""
 
     async def append(self, job_id: str, event: JobEvent) -> None: ...
 

@@ -45,9 +45,7 @@ class Store:
     @classmethod
     def open(cls, data: Path) -> "Store":
         duck = Duck(data / "store.duckdb")
-        return cls(
-            duck, Prompts(duck), Policies(duck), Runs(duck), Groups(duck), Jobs(duck), Datasets(duck)
-        )
+        return cls(duck, Prompts(duck), Policies(duck), Runs(duck), Groups(duck), Jobs(duck), Datasets(duck))
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,9 +121,7 @@ async def open_parts(
         store.duck.close()
 
 
-async def _load_policies(
-    settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]
-) -> None:
+async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]) -> None:
     """Loads what was live last; publishes the first checkpoint in a new data folder."""
     for name in await store.policies.names():
         newest = (await store.policies.versions(name))[-1]
@@ -143,9 +139,7 @@ async def _load_policies(
             )
 
 
-async def _publish_first(
-    settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]
-) -> None:
+async def _publish_first(settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]) -> None:
     checkpoint = checkpoint_folder(settings.first_checkpoint)
     await engines.publish(settings.policy_name, checkpoint, 1)
     await store.policies.add(PolicyVersion(settings.policy_name, 1, str(checkpoint), None, now()))

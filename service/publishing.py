@@ -21,9 +21,7 @@ class PublishRequest(Choice):
     """The trainer's step, for the record."""
 
 
-async def publish(
-    job: Job, *, engines: EngineRoom, policies: Policies, now: Callable[[], datetime]
-) -> dict[str, Any]:
+async def publish(job: Job, *, engines: EngineRoom, policies: Policies, now: Callable[[], datetime]) -> dict[str, Any]:
     """Loads the checkpoint as the policy's next version. On failure the old version goes on serving."""
     request = PublishRequest.model_validate(job.request)
     policy = job.run

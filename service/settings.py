@@ -16,9 +16,7 @@ from service.run_config import NAME
 
 
 class Settings(BaseSettings):
-    model_config = SettingsConfigDict(
-        env_prefix="REFINERY_", toml_file="refinery.toml", extra="forbid", frozen=True
-    )
+    model_config = SettingsConfigDict(env_prefix="REFINERY_", toml_file="refinery.toml", extra="forbid", frozen=True)
 
     data: Path = Path("refinery-data")
     """Folder of the store and the datasets; one service at a time."""

@@ -7,8 +7,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 
-from matplotlib import pyplot as plt  # noqa: E402 - after the choice of the backend
-from matplotlib.axes import Axes  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 
 EASY, HARD, INFORMATIVE, PLAIN = "#8fb339", "#b5483a", "#2f6690", "#9aa5b1"
 

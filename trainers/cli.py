@@ -65,8 +65,6 @@ def dpo(
     print(json.dumps(result) if as_json else f"{result['pairs']} pairs, {result['steps']} steps: {out}")
 
 
-
-
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder for data, checkpoints and report.")] = None,
     seed: Annotated[int, typer.Option(help="Decides problems, samples and training.")] = 0,

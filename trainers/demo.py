@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count
+from math import sqrt
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -26,9 +27,9 @@ from trainers.client import Json, Refinery
 from trainers.launch import running_service
 from trainers.tasks import LEVELS, distinct
 
-PROMPTS_PER_LEVEL = 48
-HELD_OUT_PER_LEVEL = 150
-PASSES = 4
+PROMPTS_PER_LEVEL = 40
+HELD_OUT_PER_LEVEL = 100
+PASSES = 3
 SAMPLING = {"n": 8, "temperature": 1.0, "max_tokens": 96}
 GREEDY = SAMPLING | {"n": 1, "temperature": 0.0}
 RECIPE = {
@@ -49,7 +50,7 @@ class Accuracy:
     @property
     def standard_error(self) -> float:
         """Binomial."""
-        return (self.overall * (1 - self.overall) / self.problems) ** 0.5
+        return sqrt(self.overall * (1 - self.overall) / self.problems)
 
 
 def run_demo(out: Path | None, *, seed: int, keep_serving: bool, as_json: bool) -> None:
@@ -112,7 +113,7 @@ def _add_prompts(refinery: Refinery, seed: int) -> dict[str, str]:
     held_out = [p for level in LEVELS for p in distinct(level, HELD_OUT_PER_LEVEL, seed=seed, held_out=True)]
     refinery.add_prompts((p.as_prompt() for p in training), "demo")
     refinery.add_prompts((p.as_prompt() for p in held_out), "held-out")
-    levels = {}
+    levels: dict[str, str] = {}
     cursor = None
     while True:
         page = refinery.get("/v1/prompts", set="held-out", limit=1000, cursor=cursor)

@@ -9,9 +9,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
+
+
+SMALL = 20_000_000
+"""Parameters up to which one thread is fastest."""
 
 
 class TooLong(Exception):
@@ -36,11 +41,14 @@ class DpoRun:
 
 def train(run: DpoRun) -> dict[str, Any]:
     """Trains, saves policy and tokenizer to ``run.out``, and returns what TRL measured."""
+    model = AutoModelForCausalLM.from_pretrained(run.policy, dtype="float32", use_safetensors=True)
+    if model.num_parameters() <= SMALL:
+        torch.set_num_threads(1)  # threads of so small a product only wait for each other
     tokenizer = AutoTokenizer.from_pretrained(run.policy)
     pairs = read_pairs(run.dataset)
     check_lengths(pairs, tokenizer, run.max_length)
     trainer = DPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(run.policy, dtype="float32", use_safetensors=True),
+        model=model,
         args=DPOConfig(
             output_dir=str(run.out),
             learning_rate=run.learning_rate,

@@ -1,13 +1,11 @@
-"""The embedded policy: a Qwen2 of under a million parameters that reads printable ASCII, one token a character.
+"""The embedded policy: a Qwen2 of under a million parameters that reads bytes, one token each.
 
 It exists so that a laptop can run the whole loop. The checkpoint is an ordinary Hugging Face one: transformers,
 vLLM and SGLang load it unchanged.
 """
 
-import string
-
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
-from transformers import PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer
+from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 PAD, EOS = "<pad>", "<eos>"
 ANSWER_OPEN, ANSWER_CLOSE = "<answer>", "</answer>"
@@ -15,25 +13,25 @@ CONTEXT = 256
 """Tokens of prompt and completion together."""
 
 
-def character_tokenizer() -> PreTrainedTokenizerFast:
-    """Printable ASCII, plus the two answer tags as one token each. Anything else is refused as unknown."""
-    alphabet = [PAD, EOS, "<unk>", ANSWER_OPEN, ANSWER_CLOSE]
-    alphabet += [c for c in string.printable if c.isprintable() or c == "\n"]
-    tokenizer = Tokenizer(models.WordLevel({token: i for i, token in enumerate(alphabet)}, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split("", behavior="isolated")
-    tokenizer.decoder = decoders.Fuse()
-    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (ANSWER_OPEN, ANSWER_CLOSE)])
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
+def byte_tokenizer() -> Qwen2Tokenizer:
+    """Qwen2's own byte-level tokenizer without a single merge, plus the two answer tags as one token each.
+
+    Loaders choose the tokenizer class by the model type, so any other class would be replaced behind our back.
+    """
+    alphabet = [PAD, EOS, *bytes_to_unicode().values()]
+    tokenizer = Qwen2Tokenizer(
+        vocab={token: i for i, token in enumerate(alphabet)},
+        merges=[],
         pad_token=PAD,
         eos_token=EOS,
-        unk_token="<unk>",
+        unk_token=None,
         model_max_length=CONTEXT,
-        clean_up_tokenization_spaces=False,
     )
+    tokenizer.add_tokens([AddedToken(tag, normalized=False) for tag in (ANSWER_OPEN, ANSWER_CLOSE)])
+    return tokenizer
 
 
-def fresh_policy(tokenizer: PreTrainedTokenizerFast) -> Qwen2ForCausalLM:
+def fresh_policy(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
     """An untrained policy; the caller seeds torch first."""
     return Qwen2ForCausalLM(
         Qwen2Config(

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 from torch.nn.utils.rnn import pad_sequence
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerBase
 
-from trainers.policy import ANSWER_CLOSE, ANSWER_OPEN, character_tokenizer, fresh_policy
+from trainers.policy import ANSWER_CLOSE, ANSWER_OPEN, byte_tokenizer, fresh_policy
 from trainers.tasks import LEVELS, Problem, problems, worked_sum
 
 IGNORED = -100
@@ -24,7 +24,7 @@ IGNORED = -100
 class SftRun:
     out: Path
     seed: int = 0
-    steps: int = 2_500
+    steps: int = 3_000
     batch: int = 128
     learning_rate: float = 2e-3
     worked: float = 0.3
@@ -48,7 +48,7 @@ def completion(problem: Problem, *, worked: bool) -> str:
 
 
 def encode(
-    tokenizer: PreTrainedTokenizerFast, rows: list[tuple[str, str]]
+    tokenizer: PreTrainedTokenizerBase, rows: list[tuple[str, str]]
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(ids, attention mask, labels), each B x T; the prompt and the padding carry no loss."""
     ids, labels = [], []
@@ -64,8 +64,9 @@ def encode(
 
 def train(run: SftRun, *, report_every: int = 100) -> None:
     """Trains and saves the policy with its tokenizer to ``run.out``; prints the loss as it goes."""
+    torch.set_num_threads(1)  # the order of additions, and so the checkpoint, would depend on their number
     torch.manual_seed(run.seed)
-    tokenizer = character_tokenizer()
+    tokenizer = byte_tokenizer()
     policy = fresh_policy(tokenizer).train()
     optimizer = torch.optim.AdamW(policy.parameters(), lr=run.learning_rate, weight_decay=0.01, betas=(0.9, 0.98))
     schedule = torch.optim.lr_scheduler.OneCycleLR(

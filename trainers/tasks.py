@@ -9,7 +9,7 @@
 import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import count
+from itertools import count, islice
 from typing import Any
 
 import reasoning_gym
@@ -41,13 +41,13 @@ def _products(digits: int, taught: float) -> Level:
 
 
 LEVELS = (
-    _sums(2, 0.10),
+    _sums(2, 0.12),
     _sums(3, 0.22),
     _sums(4, 0.26),
     _sums(5, 0.30),
     _sums(6, 0.0),
-    _products(1, 0.02),
-    _products(2, 0.10),
+    _products(1, 0.05),
+    _products(2, 0.05),
     _products(3, 0.0),
 )
 
@@ -98,11 +98,9 @@ def problems(level: Level, *, seed: int, held_out: bool) -> Iterator[Problem]:
 def distinct(level: Level, size: int, *, seed: int, held_out: bool) -> list[Problem]:
     """Up to `size` different problems of a level; fewer when a small level runs out."""
     found: dict[str, Problem] = {}
-    drawn = 0
-    for problem in problems(level, seed=seed, held_out=held_out):
+    for problem in islice(problems(level, seed=seed, held_out=held_out), 50 * size):
         found.setdefault(problem.text, problem)
-        drawn += 1
-        if len(found) == size or drawn >= 50 * size:
+        if len(found) == size:
             break
     return list(found.values())
 

@@ -91,12 +91,16 @@ def rollouts(
 def import_file(
     file: Annotated[Path, typer.Argument(help="NDJSON, one prompt with its rollouts a line; may be gzipped.")],
     run: Annotated[str, typer.Option(help="Run to store the groups in; made if it does not exist.")],
-    prompt: Annotated[str | None, typer.Option(help="Field of the prompt. Without it the file is in native form.")] = None,
+    prompt: Annotated[
+        str | None, typer.Option(help="Field of the prompt. Without it the file is in native form.")
+    ] = None,
     reference: Annotated[str, typer.Option(help="Field of the reference answer.")] = "reference",
     reference_pattern: Annotated[
         str | None, typer.Option(help="Regular expression whose group is the reference; the last match counts.")
     ] = None,
-    rollouts: Annotated[str, typer.Option(help="Field of the rollouts, or * for every object with the text.")] = "rollouts",
+    rollouts: Annotated[
+        str, typer.Option(help="Field of the rollouts, or * for every object with the text.")
+    ] = "rollouts",
     text: Annotated[str | None, typer.Option(help="Field of the text in a rollout; none if they are strings.")] = None,
     label: Annotated[str | None, typer.Option(help="Field of the recorder's own label, to compare with.")] = None,
     verifier: Annotated[str, typer.Option(help="Verifier that judges the rollouts.")] = "math",
@@ -144,9 +148,7 @@ def import_file(
 @dataset.command("freeze")
 def freeze(
     name: Annotated[str, typer.Argument(help="Name of the dataset.")],
-    recipe: Annotated[
-        str, typer.Option(help='Recipe as JSON, or @FILE; {"runs": ["my-run"]} is the shortest one.')
-    ],
+    recipe: Annotated[str, typer.Option(help='Recipe as JSON, or @FILE; {"runs": ["my-run"]} is the shortest one.')],
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:

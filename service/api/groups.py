@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Query, Request
 
+from curation.recorded import GroupIn
 from service.api.bodies import read_rows
 from service.api.routes import Cursor, Limit, PartsDep
 from service.api.wire import (
@@ -16,7 +17,6 @@ from service.api.wire import (
     decode_cursor,
 )
 from service.importing import import_groups
-from curation.recorded import GroupIn
 from service.run_config import NAME
 
 router = APIRouter(prefix="/v1", tags=["groups"])
@@ -31,9 +31,7 @@ async def list_groups(
     limit: Limit = 100,
 ) -> Page[GroupOut]:
     """Groups in the order they were stored, without their rollouts."""
-    rows = await parts.store.groups.page(
-        run=run, informative=informative, after=decode_cursor(cursor, 0), limit=limit
-    )
+    rows = await parts.store.groups.page(run=run, informative=informative, after=decode_cursor(cursor, 0), limit=limit)
     return Page.of([GroupOut.of(row) for row in rows], limit, rows[-1]["seq"] if rows else None)
 
 

@@ -57,7 +57,7 @@ class PromptIn(Choice):
     prompt: Text
     reference: Text
     verifier: str = "math"
-    metadata: dict[str, Any] = {}
+    metadata: dict[str, Any] = Field(default_factory=dict)
 
     def record(self) -> Prompt:
         identity = prompt_id(self.prompt, self.reference, self.verifier, self.metadata)
@@ -115,9 +115,7 @@ class PolicyVersionOut(BaseModel):
 
     @classmethod
     def of(cls, version: PolicyVersion) -> Self:
-        return cls(
-            version=version.version, checkpoint=version.checkpoint, step=version.step, live_at=version.live_at
-        )
+        return cls(version=version.version, checkpoint=version.checkpoint, step=version.step, live_at=version.live_at)
 
 
 class PolicyOut(BaseModel):

@@ -128,6 +128,7 @@ class TransformersEngine:
         model = AutoModelForCausalLM.from_pretrained(load.checkpoint, config=config, use_safetensors=True).eval()
         if model.num_parameters() <= SMALL:
             model = model.double()
+            torch.set_num_threads(1)  # threads of so small a product only wait for each other
         eos = model.generation_config.eos_token_id
         self._policy = _Policy(
             model=model,

@@ -56,9 +56,7 @@ class Datasets:
         return await self.get(name, await self._duck.write(operation))
 
     async def by_id(self, name: str, dataset_id: str) -> DatasetVersion | None:
-        rows = await self._duck.read(
-            "select * from datasets where name = ? and dataset_id = ?", [name, dataset_id]
-        )
+        rows = await self._duck.read("select * from datasets where name = ? and dataset_id = ?", [name, dataset_id])
         return _version_of(rows[0]) if rows else None
 
     async def get(self, name: str, version: int) -> DatasetVersion:

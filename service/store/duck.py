@@ -59,7 +59,8 @@ class Transaction:
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The answer, with everything inserted so far."""
         self.flush()
-        return self._connection.execute(sql, parameters).fetchall()
+        answer: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
+        return answer
 
     def flush(self) -> None:
         for table, rows in self._waiting.items():

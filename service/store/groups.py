@@ -154,7 +154,9 @@ class Groups:
 
     async def rewards(self, runs: Sequence[str]) -> list[tuple[float, ...]]:
         """Rewards of every group of the runs."""
-        rows = await self._duck.read("select rewards from groups where list_contains(?, run) order by seq", [list(runs)])
+        rows = await self._duck.read(
+            "select rewards from groups where list_contains(?, run) order by seq", [list(runs)]
+        )
         return [tuple(row["rewards"]) for row in rows]
 
     async def for_curation(self, runs: Sequence[str], watermark: int) -> list[tuple[Group, float | None]]:
@@ -179,7 +181,8 @@ from visits where {IN_SCOPE}
 
 FUNNEL_GROUPS = f"""
 select count(*) filter (where kind = 'easy') as easy, count(*) filter (where kind = 'hard') as hard,
-       count(*) filter (where kind = 'informative') as informative, count(*) filter (where kind = 'unscored') as unscored,
+       count(*) filter (where kind = 'informative') as informative,
+       count(*) filter (where kind = 'unscored') as unscored,
        coalesce(sum(rollouts), 0)::bigint as rollouts, coalesce(sum(tokens), 0)::bigint as tokens,
        coalesce(sum(truncated), 0)::bigint as truncated
 from groups where {IN_SCOPE}

@@ -5,7 +5,7 @@ from datetime import datetime
 
 from curation.keys import canonical_json
 from service.jobs import Job, JobEvent, JobKind, JobState
-from service.store.duck import Duck, Row
+from service.store.duck import Duck, Row, Transaction
 
 
 class Jobs:
@@ -14,7 +14,7 @@ class Jobs:
     def __init__(self, duck: Duck) -> None:
         self._duck = duck
 
-    async def add(self, job: Job) -> Job:
+    async def add(self, job: Job) -> None:
         row = {
             "job": job.id,
             "kind": job.kind.value,
@@ -23,8 +23,12 @@ class Jobs:
             "created_at": job.created_at,
         }
         events = [_event_row(job.id, event) for event in job.events]
-        await self._duck.write(lambda tx: (tx.insert("jobs", [row]), tx.insert("job_events", events)))
-        return job
+
+        def operation(tx: Transaction) -> None:
+            tx.insert("jobs", [row])
+            tx.insert("job_events", events)
+
+        await self._duck.write(operation)
 
     async def append(self, job_id: str, event: JobEvent) -> None:
         await self._duck.write(lambda tx: tx.insert("job_events", [_event_row(job_id, event)]))

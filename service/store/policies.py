@@ -26,13 +26,9 @@ class Policies:
         """Records a version that is live now. Versions count up by one, without gaps."""
 
         def operation(tx: Transaction) -> None:
-            [(last,)] = tx.rows(
-                "select coalesce(max(version), 0) from policy_versions where policy = ?", [live.policy]
-            )
+            [(last,)] = tx.rows("select coalesce(max(version), 0) from policy_versions where policy = ?", [live.policy])
             if live.version != last + 1:
-                raise Conflict(
-                    "version_conflict", f"policy {live.policy} is at version {last}, not {live.version - 1}"
-                )
+                raise Conflict("version_conflict", f"policy {live.policy} is at version {last}, not {live.version - 1}")
             tx.insert(
                 "policy_versions",
                 [

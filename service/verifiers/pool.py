@@ -61,9 +61,7 @@ class VerifierPool:
 class _Worker:
     """One child process and its pipe; started when first needed."""
 
-    def __init__(
-        self, context: multiprocessing.context.ForkServerContext, seconds: float, memory_bytes: int
-    ) -> None:
+    def __init__(self, context: multiprocessing.context.ForkServerContext, seconds: float, memory_bytes: int) -> None:
         self._context = context
         self._seconds = seconds
         self._memory_bytes = memory_bytes
@@ -102,7 +100,7 @@ class _Worker:
         except BaseException:
             self.stop()
             raise
-        verdicts = []
+        verdicts: list[Verdict] = []
         for _ in texts:
             started = time.monotonic()
             try:

@@ -152,7 +152,7 @@ def test_down_sampled_pairs_use_only_rollouts_that_are_kept(group: Group, recipe
     kept_G = down_sample(scored_G, group.id, recipe)
 
     keep = len(scored_G) if isinstance(recipe.down_sampling, KeepAll) else recipe.down_sampling.keep
-    indices = {scored.index for scored in kept_G}
+    indices = {scored.slot for scored in kept_G}
     result = pairs_of(group, recipe)
     pairs = [] if isinstance(result, Dropped) else result
     assert len(kept_G) == len(indices) == min(keep, len(scored_G))
@@ -164,7 +164,7 @@ def test_down_sampled_pairs_use_only_rollouts_that_are_kept(group: Group, recipe
 def test_eligible_rollouts_are_named_by_their_place_in_the_group(group: Group, recipe: Recipe) -> None:
     scored_G = eligible(group, recipe)
 
-    assert all(group.rollouts_G[scored.index].reward == scored.reward for scored in scored_G)
+    assert all(group.rollouts_G[scored.slot].reward == scored.reward for scored in scored_G)
     assert scored_G == sorted(scored_G)
 
 

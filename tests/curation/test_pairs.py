@@ -72,7 +72,7 @@ def test_every_right_meets_every_wrong_one(scored_G: list[Scored]) -> None:
     found = all_right_with_wrong(scored_G)
 
     every = product(scored_G, scored_G)
-    assert found == [(a.index, b.index) for a, b in every if a.reward == 1 and b.reward == 0]
+    assert found == [(a.slot, b.slot) for a, b in every if a.reward == 1 and b.reward == 0]
 
 
 @given(groups)
@@ -133,7 +133,7 @@ def test_best_with_worst_is_the_earliest_pair_of_the_widest_gap_if_it_reaches_th
 ) -> None:
     found = best_with_worst(scored_G, margin)
 
-    gaps = {(a.index, b.index): a.reward - b.reward for a, b in product(scored_G, scored_G)}
+    gaps = {(a.slot, b.slot): a.reward - b.reward for a, b in product(scored_G, scored_G)}
     widest = max(gaps.values(), default=0.0)
     earliest = [pair for pair in sorted(gaps) if gaps[pair] == widest][:1]
     assert found == (earliest if widest > 0 and widest >= margin else [])

@@ -157,6 +157,18 @@ def test_many_groups_at_once_are_selected_as_each_alone(data: st.DataObject, siz
     assert np.array_equal(rewards_PG, before)
 
 
+@given(small_groups, st.sampled_from([-1e6, 4096.0, 1e6]), st.data())
+def test_a_group_far_from_the_others_is_settled_by_the_same_rule(
+    rewards_G: list[float], shift: float, data: st.DataObject
+) -> None:
+    keep = data.draw(st.integers(1, len(rewards_G)))
+    rewards_PG = [[0.0] * len(rewards_G), [reward + shift for reward in rewards_G]]
+
+    kept_PM = max_variance_many(rewards_PG, keep)
+
+    assert kept_PM[1].tolist() == settled(rewards_G, keep)
+
+
 def test_groups_beyond_one_block_are_selected_as_each_alone() -> None:
     size = 256
     groups = 2 * (BLOCK_BYTES // (8 * size)) + 3
