@@ -31,11 +31,16 @@ class VerifierPool:
         # Never a plain fork: this process has threads. The fork server has none.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([worker.__name__])
+        self._workers = [_Worker(context, seconds, memory_bytes) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
-        for _ in range(workers):
-            self._idle.put(_Worker(context, seconds, memory_bytes))
+        for idle in self._workers:
+            self._idle.put(idle)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verifier")
-        self._workers = workers
+
+    @property
+    def pids(self) -> list[int]:
+        """Of the worker processes that run now."""
+        return [pid for one in self._workers if (pid := one.pid) is not None]
 
     async def verify(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text, in their order."""
@@ -47,8 +52,8 @@ class VerifierPool:
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
-        for _ in range(self._workers):
-            self._idle.get().stop()
+        for stopping in self._workers:
+            stopping.stop()
 
     def _verify(self, prompt: Prompt, texts: list[str]) -> list[Verdict]:
         borrowed = self._idle.get()
@@ -66,6 +71,10 @@ class _Worker:
         self._seconds = seconds
         self._memory_bytes = memory_bytes
         self._child: tuple[BaseProcess, Connection] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        return self._child[0].pid if self._child else None
 
     def verify(self, prompt: Prompt, texts: list[str]) -> list[Verdict]:
         verdicts: list[Verdict] = []

@@ -2,6 +2,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from itertools import count
+from math import inf
 from statistics import fmean
 from typing import Any
 
@@ -289,6 +290,24 @@ def test_greso_that_always_tries_again_is_dynamic_sampling(adaptive: bool, promp
         assert plans[0] == plans[1]
 
 
+def test_each_kind_of_waste_is_held_against_its_own_target() -> None:
+    groups = [(1.0, 1.0), (0.0, 0.0), *[(0.0, 1.0)] * 8]
+    state = RunState.replay(Greso(), [Seen(f"p{i}", 1, 0, 0, Action.SAMPLED, r) for i, r in enumerate(groups)])
+
+    state.close_step()
+
+    assert (state.explore.easy, state.explore.hard) == pytest.approx((0.49, 0.51))
+
+
+def test_a_replay_passes_over_steps_that_left_no_visit() -> None:
+    rows = [Seen("p", 1, step, 0, Action.SAMPLED, (0.0, 0.0)) for step in (0, 3)]
+
+    state = RunState.replay(GRESO, rows)
+
+    assert (state.step, state.tally.total) == (3, 1)
+    assert (state.explore.easy, state.explore.hard) == pytest.approx((0.4, 0.5))
+
+
 @given(st.lists(st.sampled_from(GroupKind), max_size=6), seeds)
 def test_without_a_selection_every_prompt_is_sampled(kinds_N: list[GroupKind], seed: int) -> None:
     history = History(len(kinds_N), tuple(kinds_N))
@@ -341,19 +360,25 @@ def test_the_bases_move_once_at_the_end_of_a_step(epoch: int, rewards_G: Rewards
     assert (state.step, state.informative, state.tally.total) == (1, 0, 0)
 
 
-@given(st.lists(st.sampled_from([(0.0, 0.0), (1.0, 1.0), (0.0, 1.0)]), max_size=20), st.integers(1, 8))
-def test_a_round_is_sized_by_the_latest_round_of_the_step(groups: list[tuple[float, ...]], round_number: int) -> None:
-    batch = Batch(groups=16, prompts=24, least=4)
+@given(
+    st.lists(st.sampled_from([(0.0, 0.0), (1.0, 1.0), (0.0, 1.0)]), min_size=1, max_size=20),
+    st.integers(1, 24),
+    st.integers(1, 40),
+)
+def test_a_round_is_sized_by_the_latest_round_of_the_step(
+    groups: list[tuple[float, ...]], wanted: int, least: int
+) -> None:
+    batch = Batch(prompts=24, least=least)
     earlier = [Seen("p", 0, 0, 0, Action.SAMPLED, (0.0, 1.0))]
-    latest = [Seen(f"p{i}", 0, 0, round_number, Action.SAMPLED, rewards_G) for i, rewards_G in enumerate(groups)]
+    latest = [Seen(f"p{i}", 0, 0, 1, Action.SAMPLED, rewards_G) for i, rewards_G in enumerate(groups)]
     state = RunState.replay(Everything(), earlier + latest)
 
-    size = round_size(batch, state, wanted=16, group_size=2)
+    size = round_size(batch, state, wanted=wanted, group_size=2)
 
-    mixed = groups.count((0.0, 1.0)) if groups else 1
-    needed = (16 - state.informative) * (len(groups) or 1) / mixed * 1.25 if mixed else float("inf")
-    assert 4 <= size <= 24
-    assert size == pytest.approx(min(max(needed, 4), 24), abs=1)
+    mixed = groups.count((0.0, 1.0))
+    needed = max(0, wanted - 1 - mixed) * len(groups) / mixed * 1.25 if mixed else inf
+    assert min(least, 24) <= size <= 24
+    assert size == pytest.approx(min(max(needed, least), 24), abs=1)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""A running service for tests: the real store, verifier workers and HTTP stack; only the engine is scripted."""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.app import create_app
+from service.engines.scripted import Script, ScriptedEngine
+from service.parts import open_parts
+from service.settings import Settings
+
+PASS_RATES = {"easy": 1.0, "hard": 0.0, "mixed": 0.5}
+
+
+def by_first_word(prompt: str, seed: int, version: int) -> str:
+    """Answers 4 as often as the first word of the prompt says."""
+    right = random.Random(seed).random() < PASS_RATES[prompt.split()[0]]
+    return "<answer>4</answer>" if right else "<answer>5</answer>"
+
+
+OpenService = Callable[..., AbstractContextManager[TestClient]]
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A folder that looks like a checkpoint; the scripted engine does not read it."""
+    folder = tmp_path / "checkpoint"
+    folder.mkdir()
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        (folder / name).write_text("{}")
+    return folder
+
+
+@pytest.fixture
+def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
+    """Opens a service on the test's data folder; opening it again is a restart."""
+
+    @contextmanager
+    def opener(script: Script = by_first_word, *, data: str = "data", **settings: object) -> Iterator[TestClient]:
+        chosen = Settings.model_validate(
+            {"data": tmp_path / data, "policy": str(checkpoint), "verifier_workers": 1} | settings
+        )
+        app = create_app(partial(open_parts, chosen, make_engine=lambda _: ScriptedEngine(script)))
+        with TestClient(app, raise_server_exceptions=False) as client:
+            yield client
+
+    return opener
+
+
+@pytest.fixture
+def client(open_service: OpenService) -> Iterator[TestClient]:
+    with open_service() as client:
+        yield client

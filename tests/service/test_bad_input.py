@@ -1,0 +1,302 @@
+"""Bad input is a clear error, and changes nothing."""
+
+import io
+import json
+from typing import Any
+
+import polars as pl
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.service.conftest import OpenService
+from tests.service.steps import GRESO_RUN, finish, freeze, prepare, sample
+
+GOOD = {"prompt": "2 + 2 =", "reference": "4", "verifier": "numeric"}
+
+
+def everything(client: TestClient) -> dict[str, Any]:
+    """All that is stored, as far as a user can see."""
+    lists = ("prompts", "policies", "runs", "jobs", "groups", "datasets")
+    return {name: client.get(f"/v1/{name}").json() for name in lists}
+
+
+BAD_PROMPTS = {
+    "an unknown field": GOOD | {"anwser": "4"},
+    "an empty prompt": GOOD | {"prompt": ""},
+    "a blank prompt": GOOD | {"prompt": " \n"},
+    "a missing reference": {"prompt": "2 + 2 =", "verifier": "numeric"},
+    "an empty reference": GOOD | {"reference": ""},
+    "a number as prompt": GOOD | {"prompt": 4},
+    "metadata that is no object": GOOD | {"metadata": [1]},
+    "a list as row": [1, 2],
+    "null as row": None,
+}
+
+
+@pytest.mark.parametrize("bad", BAD_PROMPTS.values(), ids=BAD_PROMPTS.keys())
+def test_one_bad_prompt_among_good_ones_is_named_and_nothing_is_stored(client: TestClient, bad: Any) -> None:
+    before = everything(client)
+
+    answer = client.post("/v1/prompts", json=[GOOD, bad])
+
+    assert answer.status_code == 422
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["code"] == "rows_rejected"
+    assert [row["row"] for row in answer.json()["rejected"]] == [1]
+    assert everything(client) == before
+
+
+def test_an_unknown_verifier_is_refused_with_the_known_ones(client: TestClient) -> None:
+    answer = client.post("/v1/prompts", json=[GOOD | {"verifier": "vibes"}])
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "unknown_verifier")
+    assert "math" in answer.json()["detail"]
+
+
+BAD_BODIES = {
+    "no JSON": ("application/json", b"[{", "not_json"),
+    "no list": ("application/json", b'{"prompt": "x"}', "not_a_list"),
+    "an empty list": ("application/json", b"[]", "no_rows"),
+    "an empty file": ("application/x-ndjson", b"\n\n", "no_rows"),
+    "a torn line": ("application/x-ndjson", b'{"prompt": "x"', "rows_rejected"),
+    "invalid UTF-8": ("application/x-ndjson", b'{"prompt": "\xff"}', "rows_rejected"),
+    "a lone surrogate": ("application/json", b'[{"prompt": "\\ud800", "reference": "4"}]', "rows_rejected"),
+    "an unknown type": ("text/csv", b"prompt,reference", "unknown_content_type"),
+    "no Parquet": ("application/vnd.apache.parquet", b"PAR1nonsense", "not_parquet"),
+    "deep nesting": ("application/json", b"[" * 100_000, "not_json"),
+}
+
+
+@pytest.mark.parametrize(("kind", "body", "code"), BAD_BODIES.values(), ids=BAD_BODIES.keys())
+def test_an_unreadable_body_is_refused(client: TestClient, kind: str, body: bytes, code: str) -> None:
+    before = everything(client)
+
+    answer = client.post("/v1/prompts", content=body, headers={"content-type": kind})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+    assert everything(client) == before
+
+
+def parquet(**columns: list[Any]) -> bytes:
+    buffer = io.BytesIO()
+    pl.DataFrame(columns).write_parquet(buffer)
+    return buffer.getvalue()
+
+
+def test_parquet_with_a_wrong_schema_is_refused_row_by_row(client: TestClient) -> None:
+    body = parquet(question=["2 + 2 ="], answer=[4])
+
+    answer = client.post("/v1/prompts", content=body, headers={"content-type": "application/vnd.apache.parquet"})
+
+    assert answer.status_code == 422
+    assert "question" in answer.json()["detail"] or "prompt" in answer.json()["detail"]
+    assert client.get("/v1/prompts").json()["items"] == []
+
+
+def test_parquet_and_ndjson_say_the_same_as_json(client: TestClient) -> None:
+    rows = [GOOD, GOOD | {"prompt": "3 + 1 ="}]
+    body = parquet(prompt=["2 + 2 =", "3 + 1 ="], reference=["4", "4"], verifier=["numeric", "numeric"])
+    ndjson = "\n".join(json.dumps(row) for row in rows)
+
+    first = client.post("/v1/prompts", json=rows).json()
+    second = client.post("/v1/prompts", content=body, headers={"content-type": "application/vnd.apache.parquet"}).json()
+    third = client.post("/v1/prompts", content=ndjson, headers={"content-type": "application/x-ndjson"}).json()
+
+    assert (first["added"], second["added"], third["added"]) == (2, 0, 0)
+    assert (second["existing"], third["existing"]) == (2, 2)
+
+
+def test_duplicated_prompts_are_counted_not_doubled(client: TestClient) -> None:
+    answer = client.post("/v1/prompts?set=s", json=[GOOD, GOOD, GOOD]).json()
+
+    assert (answer["added"], answer["existing"]) == (1, 2)
+    assert len(client.get("/v1/prompts?set=s").json()["items"]) == 1
+
+
+def test_a_body_over_the_limit_is_refused(open_service: OpenService) -> None:
+    with open_service(body_mib=1) as client:
+        answer = client.post("/v1/prompts", json=[GOOD | {"prompt": "x" * (2 << 20)}])
+
+        assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+BAD_RUNS = {
+    "n = 0": {"sampling": {"n": 0}},
+    "a temperature below zero": {"sampling": {"temperature": -1}},
+    "an unknown selector": {"selector": {"kind": "magic"}},
+    "an unknown field": {"sede": 1},
+    "a name with a path in it": {"name": "../r"},
+    "no prompts in a round": {"batch": {"prompts": 0}},
+    "explore at 1": {"selector": {"kind": "greso", "explore_easy": 1}},
+}
+
+
+@pytest.mark.parametrize("change", BAD_RUNS.values(), ids=BAD_RUNS.keys())
+def test_a_senseless_run_is_refused(client: TestClient, change: dict[str, Any]) -> None:
+    answer = client.post("/v1/runs", json=GRESO_RUN | change)
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+    assert client.get("/v1/runs").json() == []
+
+
+def test_a_run_of_an_unknown_policy_is_refused(client: TestClient) -> None:
+    answer = client.post("/v1/runs", json=GRESO_RUN | {"policy": "nobody"})
+
+    assert (answer.status_code, answer.json()["code"]) == (404, "policy_not_found")
+
+
+def test_a_run_keeps_its_configuration(client: TestClient) -> None:
+    prepare(client)
+
+    same = client.post("/v1/runs", json=GRESO_RUN)
+    changed = client.post("/v1/runs", json=GRESO_RUN | {"seed": 7})
+
+    assert same.status_code == 200
+    assert (changed.status_code, changed.json()["code"]) == (409, "run_differs")
+
+
+BAD_REQUESTS = {
+    "nothing asked for": ({}, "invalid_request"),
+    "two things asked for": ({"groups": 1, "passes": 1}, "invalid_request"),
+    "no groups": ({"groups": 0}, "invalid_request"),
+    "a prompt twice": ({"prompts": ["p_1", "p_1"]}, "invalid_request"),
+    "an unknown prompt": ({"prompts": ["p_1"]}, "prompt_not_found"),
+    "an unknown budget": ({"groups": 1, "budget": {"dollars": 3}}, "invalid_request"),
+}
+
+
+@pytest.mark.parametrize(("request_body", "code"), BAD_REQUESTS.values(), ids=BAD_REQUESTS.keys())
+def test_a_senseless_request_for_rollouts_makes_no_job(
+    client: TestClient, request_body: dict[str, Any], code: str
+) -> None:
+    prepare(client)
+
+    answer = client.post("/v1/runs/r/rollouts", json=request_body)
+
+    assert answer.json()["code"] == code
+    assert client.get("/v1/jobs").json() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"sampling": {"n": 1}}, "group_too_small"),
+        ({"sampling": {"n": 8, "temperature": 0}}, "greedy_group"),
+        ({"prompt_set": "nothing-in-it"}, "empty_prompt_set"),
+    ],
+    ids=["n = 1", "greedy", "an empty prompt set"],
+)
+def test_informative_groups_that_cannot_exist_are_refused(client: TestClient, change: dict[str, Any], code: str) -> None:
+    prepare(client)
+    client.post("/v1/runs", json=GRESO_RUN | {"name": "q"} | change)
+
+    answer = client.post("/v1/runs/q/rollouts", json={"groups": 1})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, code)
+
+
+def test_pairs_of_a_run_that_samples_one_rollout_are_refused(client: TestClient) -> None:
+    prepare(client)
+    client.post("/v1/runs", json=GRESO_RUN | {"name": "q", "sampling": {"n": 1}, "retain": "all"})
+    sample(client, "q", passes=1)
+
+    answer = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["q"]}})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "group_too_small")
+
+
+def test_a_dataset_of_nothing_is_refused_with_the_reasons(client: TestClient) -> None:
+    prepare(client)
+    client.post("/v1/prompts?set=easy", json=[{"prompt": "easy 1", "reference": "4", "verifier": "numeric"}])
+    client.post("/v1/runs", json=GRESO_RUN | {"name": "q", "prompt_set": "easy", "retain": "all"})
+    sample(client, "q", passes=1)
+
+    answer = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["q"]}})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "no_pairs")
+    assert answer.json()["dropped"] == {"easy": 1}
+    assert client.get("/v1/datasets").json() == []
+
+
+BAD_RECIPES = {
+    "no run": {"runs": []},
+    "an unknown rule": {"runs": ["r"], "pairs": {"kind": "vibes"}},
+    "a margin over 1": {"runs": ["r"], "pairs": {"kind": "best_with_worst", "margin": 2}},
+    "keep 1": {"runs": ["r"], "down_sampling": {"kind": "max_variance", "keep": 1}},
+    "a misspelt field": {"runs": ["r"], "sead": 1},
+}
+
+
+@pytest.mark.parametrize("recipe", BAD_RECIPES.values(), ids=BAD_RECIPES.keys())
+def test_a_senseless_recipe_is_refused(client: TestClient, recipe: dict[str, Any]) -> None:
+    answer = client.post("/v1/datasets", json={"name": "d", "recipe": recipe})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "", "a\0b", "x" * 5000], ids=["missing", "empty", "NUL", "long"])
+def test_a_checkpoint_that_is_not_there_is_refused_before_any_job(client: TestClient, path: str) -> None:
+    before = everything(client)
+
+    answer = client.post("/v1/policies/policy/versions", json={"checkpoint": path})
+
+    assert answer.status_code == 422
+    assert everything(client) == before
+
+
+def test_a_folder_that_is_no_checkpoint_is_refused_with_what_it_lacks(client: TestClient, tmp_path: Any) -> None:
+    answer = client.post("/v1/policies/policy/versions", json={"checkpoint": str(tmp_path)})
+
+    assert answer.json()["code"] == "checkpoint_incomplete"
+    assert "config.json" in answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/v1/runs/nope",
+        "/v1/jobs/nope",
+        "/v1/jobs/nope/events",
+        "/v1/groups/nope",
+        "/v1/prompts/nope",
+        "/v1/policies/nope",
+        "/v1/datasets/nope",
+        "/v1/datasets/nope@1",
+        "/v1/datasets/nope@latest/train.parquet",
+        "/v1/nothing/here",
+    ],
+)
+def test_what_is_not_there_is_404_as_a_problem_document(client: TestClient, path: str) -> None:
+    answer = client.get(path)
+
+    assert answer.status_code == 404
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert answer.json()["detail"]
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/groups?cursor=nonsense", "/v1/groups?limit=0", "/v1/prompts?limit=100000", "/v1/datasets/d@x"],
+)
+def test_a_senseless_query_is_422(client: TestClient, path: str) -> None:
+    assert client.get(path).status_code == 422
+
+
+def test_a_file_outside_the_manifest_is_not_served(client: TestClient) -> None:
+    prepare(client)
+    sample(client, groups=5)
+    freeze(client)
+
+    for name in ("..%2f..%2fstore.duckdb", "manifest.json", "test.parquet", "%00"):
+        assert client.get(f"/v1/datasets/d@1/{name}").status_code == 404
+
+
+def test_a_failed_publication_leaves_the_old_version_serving(client: TestClient, checkpoint: Any) -> None:
+    job = client.post("/v1/policies/policy/versions", json={"checkpoint": str(checkpoint)}).json()
+    assert finish(client, job)["result"]["version"] == 2
+
+    (checkpoint / "model.safetensors").unlink()
+    refused = client.post("/v1/policies/policy/versions", json={"checkpoint": str(checkpoint)})
+
+    assert refused.status_code == 422
+    assert client.get("/v1/policies/policy").json()["live"] == 2

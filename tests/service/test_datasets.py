@@ -1,0 +1,167 @@
+"""Frozen datasets: immutable bytes behind plain URLs."""
+
+import hashlib
+import io
+import json
+
+import polars as pl
+import pytest
+from fastapi.testclient import TestClient
+
+from tests.service.conftest import OpenService
+from tests.service.steps import freeze, prepare, sample
+
+
+@pytest.fixture
+def sampled(client: TestClient) -> TestClient:
+    prepare(client)
+    sample(client, groups=30)
+    return client
+
+
+def test_the_file_is_what_the_manifest_says(sampled: TestClient) -> None:
+    frozen = freeze(sampled)
+
+    for name, said in frozen["manifest"]["files"].items():
+        body = sampled.get(frozen["urls"][name]).content
+        assert hashlib.sha256(body).hexdigest() == said["sha256"]
+        assert len(body) == said["bytes"]
+
+
+def test_parquet_and_jsonl_hold_the_same_rows(sampled: TestClient) -> None:
+    urls = freeze(sampled)["urls"]
+
+    parquet = pl.read_parquet(io.BytesIO(sampled.get(urls["train.parquet"]).content))
+    jsonl = [json.loads(line) for line in sampled.get(urls["train.jsonl"]).text.splitlines()]
+
+    assert parquet.to_dicts() == jsonl
+
+
+def test_every_pair_has_its_lineage_and_its_margin(sampled: TestClient) -> None:
+    rows = pl.read_parquet(io.BytesIO(sampled.get(freeze(sampled)["urls"]["train.parquet"]).content))
+
+    for row in rows.to_dicts():
+        members = sampled.get(f"/v1/groups/{row['group_id']}").json()["members"]
+        assert (members[row["chosen_index"]]["text"], members[row["rejected_index"]]["text"]) == (
+            row["chosen"],
+            row["rejected"],
+        )
+        assert row["margin"] == row["chosen_reward"] - row["rejected_reward"] > 0
+
+
+def test_a_range_is_a_range_and_an_etag_saves_the_download(sampled: TestClient) -> None:
+    url = freeze(sampled)["urls"]["train.parquet"]
+    whole = sampled.get(url)
+
+    part = sampled.get(url, headers={"Range": "bytes=4-9"})
+    known = sampled.get(url, headers={"If-None-Match": whole.headers["etag"]})
+    head = sampled.head(url)
+
+    assert (part.status_code, part.content) == (206, whole.content[4:10])
+    assert (known.status_code, known.content) == (304, b"")
+    assert (head.status_code, head.headers["content-length"]) == (200, str(len(whole.content)))
+    assert "immutable" in whole.headers["cache-control"]
+
+
+def test_latest_redirects_to_a_version_that_stays(sampled: TestClient) -> None:
+    freeze(sampled)
+    sample(sampled, groups=10)
+    freeze(sampled)
+
+    answer = sampled.get("/v1/datasets/d@latest/train.parquet", follow_redirects=False)
+
+    assert (answer.status_code, answer.headers["location"]) == (307, "/v1/datasets/d@2/train.parquet")
+
+
+def test_freezing_the_same_store_twice_is_one_version(sampled: TestClient) -> None:
+    first, second = freeze(sampled), freeze(sampled)
+
+    assert first == second
+    assert len(sampled.get("/v1/datasets/d").json()) == 1
+
+
+def test_new_groups_make_a_new_version_and_leave_the_old_bytes_alone(sampled: TestClient) -> None:
+    first = freeze(sampled)
+    before = sampled.get(first["urls"]["train.parquet"]).content
+    sample(sampled, groups=20)
+
+    second = freeze(sampled)
+
+    assert (first["version"], second["version"]) == (1, 2)
+    assert second["manifest"]["pairs"] > first["manifest"]["pairs"]
+    assert sampled.get(first["urls"]["train.parquet"]).content == before
+
+
+def test_a_better_recipe_re_curates_stored_groups_without_sampling(sampled: TestClient) -> None:
+    one = freeze(sampled)
+    every = freeze(
+        sampled,
+        "every",
+        pairs={"kind": "all_right_with_wrong"},
+        down_sampling={"kind": "max_variance", "keep": 4},
+    )
+
+    assert every["manifest"]["watermark"] == one["manifest"]["watermark"]
+    assert every["manifest"]["pairs"] > one["manifest"]["pairs"]
+
+
+def test_no_prompt_is_in_both_splits(sampled: TestClient) -> None:
+    urls = freeze(sampled, test_share=0.4)["urls"]
+
+    train, test = (
+        set(pl.read_parquet(io.BytesIO(sampled.get(urls[f"{split}.parquet"]).content))["prompt_id"])
+        for split in ("train", "test")
+    )
+
+    assert train
+    assert test
+    assert train & test == set()
+
+
+def test_rows_page_like_the_dataset_viewer(sampled: TestClient) -> None:
+    frozen = freeze(sampled)
+
+    page = sampled.get("/v1/datasets/d@1/rows?offset=2&length=3").json()
+
+    assert [row["row_idx"] for row in page["rows"]] == [2, 3, 4]
+    assert page["num_rows_total"] == frozen["manifest"]["pairs"]
+    assert {feature["name"] for feature in page["features"]} >= {"prompt", "chosen", "rejected", "margin"}
+
+
+def test_a_dataset_survives_a_restart(open_service: OpenService) -> None:
+    with open_service() as client:
+        prepare(client)
+        sample(client, groups=10)
+        url = freeze(client)["urls"]["train.parquet"]
+        before = client.get(url).content
+
+    with open_service() as client:
+        assert client.get(url).content == before
+
+
+def test_a_timeout_never_becomes_the_rejected_side(open_service: OpenService) -> None:
+    """About half of the rollouts make their verifier hang; they must not count as wrong."""
+    hanging = r"\boxed{9^{9^{9^9}}}"
+
+    def script(prompt: str, seed: int, version: int) -> str:
+        return hanging if seed % 2 else "The answer is $4$."
+
+    with open_service(script, verifier_seconds=0.5) as client:
+        client.post("/v1/prompts?set=s", json=[{"prompt": f"easy {i}", "reference": "4"} for i in range(2)])
+        client.post(
+            "/v1/runs",
+            json={
+                "name": "r",
+                "policy": "policy",
+                "prompt_set": "s",
+                "retain": "all",
+                "sampling": {"n": 4, "max_tokens": 64},
+            },
+        )
+        funnel = sample(client, passes=1)["funnel"]
+
+        answer = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["r"]}})
+
+        assert funnel["outcomes"]["timeout"] > 0
+        assert funnel["informative"] == 0
+        assert answer.json()["code"] == "no_pairs"

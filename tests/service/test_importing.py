@@ -1,0 +1,155 @@
+"""Recorded rollouts: mapped, verified anew, stored once."""
+
+import gzip
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.testclient import TestClient
+
+from curation.recorded import FieldMapping, GroupIn
+
+GSM8K = Path(__file__).parents[3] / "shared/data/rollouts_gsm8k_4x/example_model_solutions.jsonl.gz"
+GSM8K_MAPPING = FieldMapping(
+    prompt="question",
+    reference="ground_truth",
+    reference_pattern=r"A: (.+)",
+    rollouts="*",
+    text="solution",
+    label="is_correct",
+)
+
+ROW = {
+    "prompt": "What is 9 * 2?",
+    "reference": "18",
+    "rollouts": [{"text": "9 * 2 = 18\nA: 18", "reward": 1}, {"text": "A: 19", "reward": 0}, {"text": "A: 18"}],
+}
+
+
+def post(client: TestClient, rows: list[Any], run: str = "recorded") -> Any:
+    return client.post(f"/v1/rollouts/import?run={run}", json=rows)
+
+
+def test_recorded_rollouts_become_a_group_with_our_verdicts_beside_their_labels(client: TestClient) -> None:
+    imported = post(client, [ROW]).json()
+
+    [group] = client.get("/v1/groups?run=recorded").json()["items"]
+    members = client.get(f"/v1/groups/{group['id']}").json()["members"]
+    assert [(m["reward"], m["recorded_reward"]) for m in members] == [(1.0, 1.0), (0.0, 0.0), (1.0, None)]
+    assert (imported["labelled"], imported["agreeing"]) == (2, 2)
+
+
+def test_importing_again_adds_nothing(client: TestClient) -> None:
+    post(client, [ROW, ROW])
+
+    again = post(client, [ROW]).json()
+
+    assert (again["groups"], again["existing"]) == (0, 1)
+    assert len(client.get("/v1/groups?run=recorded").json()["items"]) == 1
+
+
+def test_other_rollouts_of_the_same_prompt_are_its_next_visit(client: TestClient) -> None:
+    post(client, [ROW])
+    post(client, [ROW | {"rollouts": [{"text": "A: 20"}]}])
+
+    groups = client.get("/v1/groups?run=recorded").json()["items"]
+
+    assert [group["visit"] for group in groups] == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ROW | {"rollouts": []},
+        ROW | {"rollouts": [{"text": "18", "reward": 7}]},
+        ROW | {"rollouts": [{"txt": "18"}]},
+        ROW | {"reference": ""},
+        ROW | {"extra": 1},
+    ],
+    ids=["no rollouts", "a label over 1", "a misspelt field", "no reference", "an unknown field"],
+)
+def test_one_bad_row_and_nothing_is_imported(client: TestClient, bad: dict[str, Any]) -> None:
+    answer = post(client, [ROW, bad])
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "rows_rejected")
+    assert client.get("/v1/groups").json()["items"] == []
+    assert client.get("/v1/runs").json() == []
+
+
+def test_nothing_is_sampled_for_a_run_of_recorded_rollouts(client: TestClient) -> None:
+    post(client, [ROW])
+
+    answer = client.post("/v1/runs/recorded/rollouts", json={"passes": 1})
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "imported_run")
+
+
+def test_an_import_into_a_sampling_run_is_refused(client: TestClient) -> None:
+    client.post("/v1/runs", json={"name": "r", "policy": "policy", "prompt_set": "s"})
+
+    answer = post(client, [ROW], run="r")
+
+    assert (answer.status_code, answer.json()["code"]) == (409, "run_differs")
+    assert client.get("/v1/groups").json()["items"] == []
+
+
+def test_pairs_are_frozen_from_recorded_rollouts(client: TestClient) -> None:
+    post(client, [ROW])
+
+    frozen = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["recorded"]}}).json()
+
+    assert frozen["manifest"]["pairs"] == 1
+
+
+def test_a_mapping_takes_every_object_with_the_text() -> None:
+    row = {
+        "q": "1 + 1?",
+        "gold": "so\nA: 2",
+        "model_b": {"solution": "2", "ok": True},
+        "model_a": {"solution": "3", "ok": False},
+        "other": {"x": 1},
+    }
+    mapping = FieldMapping(
+        prompt="q", reference="gold", reference_pattern="A: (.+)", rollouts="*", text="solution", label="ok"
+    )
+
+    mapped = mapping.apply(row)
+
+    assert (mapped.prompt, mapped.reference) == ("1 + 1?", "2")
+    assert [(r.text, r.reward) for r in mapped.rollouts] == [("2", 1.0), ("3", 0.0)]
+
+
+def test_a_mapping_takes_a_list_of_strings_with_labels_beside_it() -> None:
+    row = {"task": {"question": "1 + 1?"}, "gt": 2, "code": ["2", "3"], "score": [True, False]}
+    mapping = FieldMapping(prompt="task.question", reference="gt", rollouts="code", label="score")
+
+    mapped = mapping.apply(row)
+
+    assert [(r.text, r.reward) for r in mapped.rollouts] == [("2", 1.0), ("3", 0.0)]
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"prompt": "nope"}, "nope"),
+        ({"reference_pattern": "Z: (.+)"}, "no match"),
+        ({"rollouts": "q"}, "a list of rollouts"),
+    ],
+)
+def test_a_mapping_that_does_not_fit_names_the_field(change: dict[str, str], complaint: str) -> None:
+    mapping = FieldMapping(prompt="q", reference="gold", rollouts="code").model_copy(update=change)
+
+    with pytest.raises(ValueError, match=complaint):
+        mapping.apply({"q": "1 + 1?", "gold": "2", "code": ["2"]})
+
+
+@pytest.mark.skipif(not GSM8K.exists(), reason="the recorded GSM8K solutions are not on this machine")
+def test_our_verdicts_on_recorded_gsm8k_solutions_agree_with_their_labels(client: TestClient) -> None:
+    with gzip.open(GSM8K, "rt") as lines:
+        rows: list[GroupIn] = [GSM8K_MAPPING.apply(json.loads(line)) for line in lines][:200]
+
+    imported = post(client, [row.model_dump(mode="json") for row in rows]).json()
+
+    assert imported["rollouts"] == imported["labelled"] == 800
+    assert imported["agreeing"] >= 799
