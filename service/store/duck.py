@@ -78,9 +78,11 @@ class Duck:
     def __init__(self, path: Path) -> None:
         """Opens or creates the database. Raises `Locked`, or StoreFailed for a file of another version."""
         self._lock = _take_lock(path.with_suffix(".lock"))
-        with stage(StoreFailed, f"opening {path}"):
-            self._connection = duckdb.connect(str(path), config={"checkpoint_threshold": "256MB"})
-            self._schemas = _prepare(self._connection)
+        try:
+            self._connection, self._schemas = _connect(path)
+        except BaseException:
+            self._lock.close()
+            raise
         self._readers: queue.Queue[duckdb.DuckDBPyConnection] = queue.Queue()
         for _ in range(READERS):
             self._readers.put(self._connection.cursor())
@@ -168,6 +170,17 @@ def _take_lock(path: Path) -> TextIO:
         lock.close()
         raise Locked(f"another service has {path.parent} open; stop it or choose another --data") from None
     return lock
+
+
+def _connect(path: Path) -> tuple[duckdb.DuckDBPyConnection, dict[str, pa.Schema]]:
+    with stage(StoreFailed, f"opening {path}"):
+        # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
+        connection = duckdb.connect(str(path), config={"checkpoint_threshold": "256MB"})
+        try:
+            return connection, _prepare(connection)
+        except BaseException:
+            connection.close()
+            raise
 
 
 def _prepare(connection: duckdb.DuckDBPyConnection) -> dict[str, pa.Schema]:

@@ -186,7 +186,9 @@ def test_a_senseless_request_for_rollouts_makes_no_job(
     ],
     ids=["n = 1", "greedy", "an empty prompt set"],
 )
-def test_informative_groups_that_cannot_exist_are_refused(client: TestClient, change: dict[str, Any], code: str) -> None:
+def test_informative_groups_that_cannot_exist_are_refused(
+    client: TestClient, change: dict[str, Any], code: str
+) -> None:
     prepare(client)
     client.post("/v1/runs", json=GRESO_RUN | {"name": "q"} | change)
 

@@ -1,0 +1,176 @@
+"""The store: committed before acknowledged, all or nothing, one process."""
+
+import asyncio
+import builtins
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.stages import StoreFailed
+from service.store.duck import Duck, Locked, Transaction
+from tests.service.conftest import OpenService
+from tests.service.steps import freeze, prepare, sample
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "store.duckdb"
+
+
+@pytest.fixture
+def duck(path: Path) -> Iterator[Duck]:
+    duck = Duck(path)
+    yield duck
+    duck.close()
+
+
+def member(name: str) -> dict[str, str]:
+    return {"prompt_set": "s", "prompt_id": name}
+
+
+def members(duck: Duck) -> list[str]:
+    return [row["prompt_id"] for row in asyncio.run(duck.read("select prompt_id from prompt_sets order by 1"))]
+
+
+def test_a_failing_write_leaves_no_trace_and_spares_its_neighbours(duck: Duck) -> None:
+    def failing(tx: Transaction) -> None:
+        tx.insert("prompt_sets", [member("bad")])
+        raise ZeroDivisionError
+
+    def writing(name: str) -> Any:
+        return lambda tx: tx.insert("prompt_sets", [member(name)])
+
+    async def together() -> list[Any]:
+        operations = [writing("a"), failing, writing("b"), failing, writing("c")]
+        return await asyncio.gather(*(duck.write(o) for o in operations), return_exceptions=True)
+
+    results = asyncio.run(together())
+
+    assert [isinstance(result, ZeroDivisionError) for result in results] == [False, True, False, True, False]
+    assert members(duck) == ["a", "b", "c"]
+
+
+def test_a_write_sees_what_it_inserted_even_while_it_inserts(duck: Duck) -> None:
+    def counting(tx: Transaction) -> None:
+        def rows() -> Iterator[dict[str, str]]:
+            for _ in range(3):
+                [(n,)] = tx.rows("select count(*) from prompt_sets")
+                yield member(f"after {n}")
+
+        tx.insert("prompt_sets", rows())
+        tx.insert("prompt_sets", rows())
+
+    asyncio.run(duck.write(counting))
+
+    assert members(duck) == ["after 0"] * 3 + ["after 3"] * 3
+
+
+def test_many_readers_and_a_writer_see_only_whole_commits(duck: Duck) -> None:
+    async def write_pairs() -> None:
+        for i in range(50):
+            await duck.write(lambda tx, i=i: tx.insert("prompt_sets", [member(f"{i}a"), member(f"{i}b")]))
+
+    async def read() -> list[int]:
+        counts = []
+        for _ in range(50):
+            [row] = await duck.read("select count(*) as n from prompt_sets")
+            counts.append(row["n"])
+        return counts
+
+    async def at_once() -> list[Any]:
+        return await asyncio.gather(write_pairs(), *(read() for _ in range(6)))
+
+    _, *seen = asyncio.run(at_once())
+
+    for counts in seen:
+        assert counts == sorted(counts)
+        assert all(n % 2 == 0 for n in counts)
+
+
+def test_sequence_numbers_go_on_after_a_restart(open_service: OpenService) -> None:
+    seqs = []
+    for _ in range(2):
+        with open_service() as client:
+            if not seqs:
+                prepare(client)
+            sample(client, passes=1)
+            seqs = [g["id"] for g in client.get("/v1/groups?limit=1000").json()["items"]]
+
+    assert len(seqs) == len(set(seqs))
+    assert len(seqs) > 30
+
+
+def test_another_process_is_refused_while_this_one_lives(duck: Duck, path: Path) -> None:
+    attempt = f"from service.store.duck import Duck; from pathlib import Path; Duck(Path({str(path)!r}))"
+
+    other = subprocess.run([sys.executable, "-c", attempt], capture_output=True, text=True, check=False)
+
+    assert other.returncode != 0
+    assert "Locked" in other.stderr
+    with pytest.raises(Locked):
+        Duck(path)
+
+
+def test_a_closed_store_says_so(path: Path) -> None:
+    duck = Duck(path)
+    duck.close()
+    duck.close()
+
+    with pytest.raises(StoreFailed, match="closed"):
+        asyncio.run(duck.write(lambda tx: None))
+
+
+def test_a_file_of_another_schema_is_refused_with_what_to_do(path: Path) -> None:
+    duck = Duck(path)
+    asyncio.run(duck.write(lambda tx: tx.rows("update meta set value = '999' where name = 'schema'")))
+    duck.close()
+
+    with pytest.raises(StoreFailed, match="999"):
+        Duck(path)
+
+
+def test_nothing_in_the_service_opens_the_database_file(
+    open_service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Opening and closing it would drop DuckDB's lock without a word."""
+    opened: list[str] = []
+
+    def spy(original: Any) -> Any:
+        def call(file: Any, *arguments: Any, **named: Any) -> Any:
+            opened.append(str(file))
+            return original(file, *arguments, **named)
+
+        return call
+
+    monkeypatch.setattr(builtins, "open", spy(builtins.open))
+    monkeypatch.setattr(os, "open", spy(os.open))
+    monkeypatch.setattr("io.open", spy(open))
+
+    with open_service() as client:
+        prepare(client)
+        sample(client, groups=10)
+        url = freeze(client)["urls"]["train.parquet"]
+        assert client.get(url).status_code == 200
+
+    assert any("train.parquet" in name for name in opened)
+    assert [name for name in opened if name.endswith(".duckdb")] == []
+
+
+def test_retention_keeps_the_numbers_of_all_and_the_text_of_the_informative(open_service: OpenService) -> None:
+    for retain in ("informative", "all"):
+        with open_service(data=retain) as client:
+            prepare(client, retain=retain)
+            sample(client, passes=2)
+            groups = client.get("/v1/groups?run=r&limit=1000").json()["items"]
+            details = [client.get(f"/v1/groups/{group['id']}").json() for group in groups[:30]]
+
+        assert all(len(group["members"]) == 4 for group in details)
+        assert all(member["reward"] is not None for group in details for member in group["members"])
+        for group in details:
+            has_text = all(member["text"] is not None for member in group["members"])
+            assert has_text == (retain == "all" or group["kind"] == "informative")
