@@ -3,7 +3,6 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The embedded policy is so small that threads of one matrix product only wait for each other.
 export OMP_NUM_THREADS ?= 1
-export HF_HUB_OFFLINE ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
 .PHONY: demo test check serve

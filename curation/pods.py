@@ -4,8 +4,10 @@
 - Ties are settled by a rule, not by the sort: the most balanced split first, then the lowest index.
 """
 
+import os
 import random
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -39,11 +41,19 @@ def max_variance_many(rewards_PG: ArrayLike, keep: int) -> NDArray[np.int64]:
     if not groups:
         return kept_PM
     lowest = matrix.min()
-    keys_PG = np.empty((max(1, BLOCK_BYTES // (8 * size)), size))
-    for start in range(0, groups, len(keys_PG)):
-        block = matrix[start : start + len(keys_PG)]
-        keys = np.subtract(block, lowest, out=keys_PG[: len(block)]).view(np.int64)
-        _select(keys, kept_PM[start : start + len(block)])
+    rows = max(1, BLOCK_BYTES // (8 * size))
+
+    def select(start: int) -> None:
+        block = slice(start, start + rows)
+        _select((matrix[block] - lowest).view(np.int64), kept_PM[block])
+
+    starts = range(0, groups, rows)
+    if len(starts) == 1:
+        select(0)
+    else:
+        # numpy lets go of the interpreter while it sorts and adds: threads share the cores.
+        with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as threads:
+            list(threads.map(select, starts))
     return kept_PM
 
 

@@ -1,13 +1,15 @@
 """Verbs of the service: ``refinery serve``."""
 
+import asyncio
 import logging
 import sys
-from functools import partial
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 import uvicorn
+from fastapi import FastAPI
 from pydantic import ValidationError
 
 from service.settings import Settings
@@ -40,19 +42,29 @@ def serve(
 def _run(settings: Settings) -> None:
     from service.app import create_app  # pulls in torch and DuckDB: only when serving
     from service.parts import open_parts
+    from service.stages import Refused, StageError
 
+    async def run() -> None:
+        # Opened before the server starts, so that what is wrong with data or policy is one line and no traceback.
+        async with open_parts(settings) as parts:
+            await _server(create_app(lambda: nullcontext(parts)), settings)
+
+    try:
+        asyncio.run(run())
+    except (Refused, StageError) as error:
+        sys.exit(f"refinery serve: {error}")
+
+
+async def _server(app: FastAPI, settings: Settings) -> None:
     config = uvicorn.Config(
-        create_app(partial(open_parts, settings)),
+        app,
         host=settings.host,
         port=settings.port,
         log_config=None,
         workers=1,  # one writer process
         timeout_graceful_shutdown=10,
     )
-    server = _Announcing(config)
-    server.run(sockets=[config.bind_socket()])
-    if not server.started:
-        sys.exit(3)
+    await _Announcing(config).serve(sockets=[config.bind_socket()])
 
 
 class _Announcing(uvicorn.Server):

@@ -5,6 +5,7 @@ here, a user can do by hand.
 """
 
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -93,7 +94,12 @@ def _improve(refinery: Refinery, folder: Path, seed: int, console: Console) -> d
     run = refinery.get("/v1/runs/demo")
     return {
         "seed": seed,
-        "machine": {"system": platform.platform(), "python": platform.python_version()},
+        "commit": _commit(),
+        "machine": {
+            "system": platform.platform(),
+            "python": platform.python_version(),
+            "cores": os.cpu_count(),
+        },
         "funnel": harvested["funnel"],
         "informativeness": run["informativeness"],
         "epochs": run["epochs"],
@@ -213,6 +219,7 @@ def _bench_line(report: dict[str, Any]) -> Json:
     before, after = report["accuracy_before"], report["accuracy_after"]
     return {
         "bench": "demo",
+        "commit": report["commit"],
         "machine": report["machine"],
         "figures": {
             "seconds": figure(report["seconds"], "s"),
@@ -228,6 +235,12 @@ def _bench_line(report: dict[str, Any]) -> Json:
 def _bars(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
     return Progress(*columns, console=console)
+
+
+def _commit() -> str | None:
+    """Of the checkout that the demo runs in, if it runs in one."""
+    shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None
 
 
 def _free_folder(root: Path) -> Path:

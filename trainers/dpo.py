@@ -14,7 +14,6 @@ from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
 
-
 SMALL = 20_000_000
 """Parameters up to which one thread is fastest."""
 

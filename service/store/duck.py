@@ -31,7 +31,7 @@ MOST_PER_COMMIT = 256
 READERS = 4
 
 
-class Locked(Exception):
+class Locked(StoreFailed):
     """Another process has the store open."""
 
 

@@ -112,6 +112,13 @@ def test_the_release_looks_at_the_mean_alone(rewards_G: list[float]) -> None:
     assert kind_of(rewards_G, ZeroVariance.RELEASE) is release_kind(fmean(rewards_G))
 
 
+@pytest.mark.parametrize(
+    ("mean", "filed_as"), [(0.11, HARD), (0.1101, INFORMATIVE), (0.9799, INFORMATIVE), (0.98, EASY)]
+)
+def test_the_thresholds_of_the_release_belong_to_the_wasted_side(mean: float, filed_as: GroupKind) -> None:
+    assert release_kind(mean) is filed_as
+
+
 @given(st.floats(0, 1), st.floats(0, 1))
 def test_a_higher_mean_is_never_filed_as_harder_by_the_release(one: float, other: float) -> None:
     ladder = [HARD, INFORMATIVE, EASY]

@@ -146,6 +146,11 @@ def test_every_pass_rate_falls_into_the_bin_of_its_tenth() -> None:
             assert histogram.index(1) == min(10 * right // size, 9)
 
 
+@pytest.mark.parametrize(("right", "share"), [(0, 0.0), (1, 1.0), (4, 1.0), (5, 0.0)])
+def test_both_ends_of_the_goldilocks_band_belong_to_it(right: int, share: float) -> None:
+    assert summarize([[1.0] * right + [0.0] * (5 - right)]).goldilocks_share == share
+
+
 def test_nothing_to_summarize_is_all_zeros() -> None:
     found = summarize([])
 

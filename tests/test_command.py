@@ -1,0 +1,180 @@
+"""The command and the real processes behind it: the embedded engine, kill -9, and every reader of a frozen dataset."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from trainers.client import Refinery, RefineryError
+from trainers.tasks import LEVELS, distinct
+
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
+# With a network DuckDB fetches this extension by itself.
+HTTPFS = next(Path(str(files("duckdb_extension_httpfs"))).rglob("*.duckdb_extension"))
+RUN = {
+    "name": "r",
+    "policy": "policy",
+    "prompt_set": "s",
+    "selector": {"kind": "greso"},
+    "sampling": {"n": 4, "max_tokens": 80},
+    "batch": {"groups": 16, "prompts": 24},
+}
+
+
+class Service:
+    """A ``refinery serve`` process."""
+
+    def __init__(self, data: Path) -> None:
+        command = [sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", "0"]
+        self._log = (data.parent / "service.log").open("a")
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=ENVIRONMENT)
+        assert self.process.stdout is not None
+        self.url = self.process.stdout.readline().split()[-1]
+
+    def end(self, how: signal.Signals) -> int:
+        self.process.send_signal(how)
+        code = self.process.wait(30)
+        assert self.process.stdout is not None
+        self.process.stdout.close()
+        self._log.close()
+        return code
+
+
+@contextmanager
+def serving(data: Path) -> Iterator[Service]:
+    service = Service(data)
+    try:
+        yield service
+    finally:
+        if service.process.poll() is None:
+            service.end(signal.SIGTERM)
+
+
+def refinery(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "refinery", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, env=ENVIRONMENT, check=False)
+
+
+def prompts_file(folder: Path, each: int = 8) -> Path:
+    rows = [p.as_prompt() for level in LEVELS for p in distinct(level, each, seed=5, held_out=False)]
+    path = folder / "prompts.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def decided(client: Refinery) -> dict[str, Any]:
+    """Every prompt's decisions and rewards."""
+    fields = ("visit", "epoch", "action", "keep_probability", "reason", "rewards")
+    ids = [p["id"] for p in client.get("/v1/prompts", set="s", limit=1000)["items"]]
+    return {i: [[v[f] for f in fields] for v in client.get(f"/v1/prompts/{i}")["visits"]] for i in ids}
+
+
+def frozen(client: Refinery) -> dict[str, Any]:
+    body = {"name": "d", "recipe": {"runs": ["r"], "pairs": {"kind": "all_right_with_wrong"}}}
+    answer: dict[str, Any] = client.post("/v1/datasets", body)
+    return answer
+
+
+def test_from_prompts_to_a_dataset_that_every_reader_understands(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+        at = ("--service", service.url, "--json")
+        added = refinery("prompts", "add", str(prompts_file(tmp_path)), "--set", "s", *at, cwd=tmp_path)
+        assert json.loads(added.stdout)["added"] > 50, added.stderr
+        client.post("/v1/runs", RUN)
+        sampled = refinery("rollouts", "r", "--groups", "20", *at, cwd=tmp_path)
+        assert json.loads(sampled.stdout)["funnel"]["informative"] >= 20, sampled.stderr
+        freezing = refinery("dataset", "freeze", "d", "--recipe", '{"runs": ["r"]}', *at, cwd=tmp_path)
+        pairs = json.loads(freezing.stdout)["manifest"]["pairs"]
+        assert json.loads(refinery("dataset", "show", "d", *at, cwd=tmp_path).stdout)["manifest"]["pairs"] == pairs
+        url = json.loads(freezing.stdout)["urls"]["train.parquet"]
+
+        for reader in (
+            "import datasets; print(len(datasets.load_dataset('parquet', data_files=URL, split='train')))",
+            "import polars; print(polars.scan_parquet(URL).collect().height)",
+            f"import duckdb; duckdb.sql(\"load '{HTTPFS}'\"); print(duckdb.sql(f\"from '{{URL}}'\").shape[0])",
+        ):
+            code = f"URL = {url!r}; {reader}"
+            read = subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, env=ENVIRONMENT, check=False
+            )
+            assert read.stdout.strip() == str(pairs), read.stderr
+        part = subprocess.run(["curl", "-s", "-H", "Range: bytes=0-3", url], capture_output=True, check=True)
+        assert part.stdout == b"PAR1"
+
+
+def test_a_killed_service_goes_on_with_the_same_decisions_and_the_same_bytes(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in prompts_file(tmp_path).read_text().splitlines()]
+    results = []
+    for data, kills in (("whole", 0), ("killed", 3)):
+        service = Service(tmp_path / data)
+        with Refinery(service.url) as client:
+            client.add_prompts(rows, "s")
+            client.post("/v1/runs", RUN)
+            job = client.post("/v1/runs/r/rollouts", {"groups": 60})
+        for kill in range(kills):
+            with Refinery(service.url) as client:
+                while client.get("/v1/runs/r")["informativeness"]["groups"] < 25 * (kill + 1):
+                    time.sleep(0.02)
+            service.end(signal.SIGKILL)
+            service = Service(tmp_path / data)
+        with Refinery(service.url) as client:
+            assert client.wait(client.get(f"/v1/jobs/{job['id']}"))["state"] == "done"
+            results.append((decided(client), frozen(client)["manifest"]["files"]))
+        assert service.end(signal.SIGTERM) in {0, -signal.SIGTERM}
+
+    assert results[0] == results[1]
+
+
+def test_a_port_that_is_taken_and_data_that_is_in_use_are_clear_errors(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as service:
+        second = refinery("serve", "--data", str(tmp_path / "data"), "--port", "0", cwd=tmp_path)
+        port = service.url.rpartition(":")[2]
+        taken = refinery("serve", "--data", str(tmp_path / "other"), "--port", port, cwd=tmp_path)
+
+    assert second.returncode != 0
+    assert "another service has" in second.stderr
+    assert taken.returncode != 0
+    assert "in use" in taken.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (("rollouts", "r", "--groups", "1", "--service", "http://127.0.0.1:9"), "no service answers"),
+        (("import", "missing.jsonl", "--run", "r"), "missing.jsonl"),
+        (("import", "bad.jsonl", "--run", "r"), "bad.jsonl:2: rollouts: Field required; nothing was sent"),
+        (("import", "torn.jsonl", "--run", "r"), "not UTF-8 text with one JSON value a line"),
+        (("dataset", "freeze", "d", "--recipe", "{"), "--recipe is not JSON"),
+        (("serve", "--port", "99999"), "port"),
+        (("serve", "--policy", "/nowhere"), "there is no folder '/nowhere'"),
+    ],
+)
+def test_a_command_that_cannot_work_ends_with_one_clear_line(
+    tmp_path: Path, arguments: tuple[str, ...], complaint: str
+) -> None:
+    good = {"prompt": "1 + 1?", "reference": "2", "rollouts": [{"text": "2"}]}
+    (tmp_path / "bad.jsonl").write_text(json.dumps(good) + "\n" + '{"prompt": "x", "reference": "y"}\n')
+    (tmp_path / "torn.jsonl").write_text('{"prompt": ')
+
+    ended = refinery(*arguments, cwd=tmp_path)
+
+    assert ended.returncode != 0
+    assert complaint in ended.stderr
+    assert "Traceback" not in ended.stderr
+
+
+def test_the_client_repeats_the_services_own_words(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+        with pytest.raises(RefineryError, match="there is no run 'nope'") as caught:
+            client.get("/v1/runs/nope")
+
+        assert (caught.value.status, caught.value.code) == (404, "run_not_found")

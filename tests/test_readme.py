@@ -1,0 +1,43 @@
+"""What is not in the README does not exist."""
+
+import re
+import subprocess
+import sys
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+
+from curation.recipe import Recipe
+from service.app import create_app
+from service.verifiers.base import REVISIONS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+
+
+def test_every_route_is_in_the_readme_and_no_other() -> None:
+    app = create_app(lambda: nullcontext())  # type: ignore[arg-type]
+    routes = {f"{method.upper()} {path}" for path, methods in app.openapi()["paths"].items() for method in methods}
+
+    said = set(re.findall(r"^\| `((?:GET|POST|DELETE|HEAD) [^`]+)` \|", README, re.MULTILINE))
+
+    assert said == routes
+
+
+@pytest.mark.parametrize("name", [*REVISIONS, *Recipe.model_fields])
+def test_every_verifier_and_every_field_of_a_recipe_is_in_the_readme(name: str) -> None:
+    assert f"`{name}`" in README
+
+
+def test_every_command_in_the_readme_has_its_options() -> None:
+    commands = re.findall(r"refinery ((?:[a-z]+ ?){1,2})", README)
+    for verbs in {command.strip() for command in commands}:
+        ended = subprocess.run(
+            [sys.executable, "-m", "refinery", *verbs.split()[:2], "--help"], capture_output=True, check=False
+        )
+        if ended.returncode:
+            ended = subprocess.run(
+                [sys.executable, "-m", "refinery", verbs.split()[0], "--help"], capture_output=True, check=False
+            )
+        assert ended.returncode == 0, verbs
