@@ -1,11 +1,10 @@
 """One line of JSON per benchmark: what it measured, on what, at which commit."""
 
-import os
-import platform
-import subprocess
 from collections.abc import Sequence
 from statistics import median
 from typing import Any
+
+from trainers.provenance import commit, machine
 
 Figure = dict[str, float | str]
 
@@ -16,11 +15,4 @@ def spread(values: Sequence[float], unit: str) -> Figure:
 
 
 def document(bench: str, figures: dict[str, Figure]) -> dict[str, Any]:
-    machine = {"system": platform.platform(), "python": platform.python_version(), "cores": os.cpu_count()}
-    return {"bench": bench, "commit": _commit(), "machine": machine, "figures": figures}
-
-
-def _commit() -> str | None:
-    """None outside a checkout."""
-    shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or None
+    return {"bench": bench, "commit": commit(), "machine": machine(), "figures": figures}

@@ -23,7 +23,7 @@ from service.collect import Verify, collect
 from service.engines.base import Engine
 from service.jobs import Cancelled, Job
 from service.run_config import RunConfig
-from service.stages import EngineFailed, Invalid, StageError
+from service.stages import Invalid, StageError
 from service.store.groups import Groups, PlannedVisit, StoredGroup
 
 BARREN_ROUNDS = 32
@@ -226,10 +226,8 @@ class Harvest:
         return group
 
 
-def check(request: RolloutsRequest, run: RunConfig, prompts: dict[str, Prompt], engine: Engine | None) -> None:
+def check(request: RolloutsRequest, run: RunConfig, prompts: dict[str, Prompt]) -> None:
     """Raises Invalid for a request that can never be met."""
-    if engine is None:
-        raise EngineFailed(f"policy {run.policy!r} has no engine; was the service started with it?")
     if not prompts:
         raise Invalid("empty_prompt_set", f"prompt set {run.prompt_set!r} holds no prompts; POST /v1/prompts first")
     if request.groups is not None and run.sampling.n < 2:

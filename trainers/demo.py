@@ -5,8 +5,6 @@ here, a user can do by hand.
 """
 
 import json
-import os
-import platform
 import subprocess
 import sys
 import time
@@ -26,6 +24,7 @@ from rich.table import Table
 from trainers.charts import draw_charts
 from trainers.client import Json, Refinery
 from trainers.launch import running_service
+from trainers.provenance import commit, machine
 from trainers.tasks import LEVELS, distinct
 
 PROMPTS_PER_LEVEL = 40
@@ -94,12 +93,8 @@ def _improve(refinery: Refinery, folder: Path, seed: int, console: Console) -> d
     run = refinery.get("/v1/runs/demo")
     return {
         "seed": seed,
-        "commit": _commit(),
-        "machine": {
-            "system": platform.platform(),
-            "python": platform.python_version(),
-            "cores": os.cpu_count(),
-        },
+        "commit": commit(),
+        "machine": machine(),
         "funnel": harvested["funnel"],
         "informativeness": run["informativeness"],
         "epochs": run["epochs"],
@@ -235,12 +230,6 @@ def _bench_line(report: dict[str, Any]) -> Json:
 def _bars(console: Console) -> Progress:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TextColumn("{task.fields[note]}"))
     return Progress(*columns, console=console)
-
-
-def _commit() -> str | None:
-    """Of the checkout that the demo runs in, if it runs in one."""
-    shown = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
-    return shown.stdout.strip() or None
 
 
 def _free_folder(root: Path) -> Path:

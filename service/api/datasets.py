@@ -63,7 +63,8 @@ async def get_rows(
     return await asyncio.to_thread(_rows, path, offset, length)
 
 
-@router.api_route("/{name}@{version}/{file}", methods=["GET", "HEAD"], response_class=FileResponse)
+@router.head("/{name}@{version}/{file}", include_in_schema=False)
+@router.get("/{name}@{version}/{file}", response_class=FileResponse)
 async def get_file(name: str, version: str, file: str, request: Request, parts: PartsDep) -> Response:
     """``{split}.parquet`` or ``{split}.jsonl``: honours Range and If-None-Match; the bytes never change."""
     dataset = await _find(name, version, parts)

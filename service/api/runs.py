@@ -58,6 +58,7 @@ async def request_rollouts(
     prompts = await parts.store.prompts.of_set(config.prompt_set)
     if body.prompts:
         prompts |= await parts.store.prompts.get(body.prompts)
-    check(body, config, prompts, parts.engines.engine_of(config.policy))
+    check(body, config, prompts)
+    parts.engines.engine_of(config.policy)  # refuses now, not in the job, when the policy is not loaded
     job_id = "j_" + (uuid4().hex if idempotency_key is None else digest("rollouts", run, idempotency_key))
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))

@@ -1,7 +1,8 @@
 """What a verifier is: a named rule that judges one completion against one question.
 
-Rules run only in worker processes (`service.verifiers.worker`), where they may hang or crash without harm; they are
-plain functions and raise whatever they like. Here are the values that travel, and the names.
+Rules (`service.verifiers.rules`) run only in worker processes (`service.verifiers.worker`), where they may hang or
+crash without harm; they are plain functions and raise whatever they like. Here are the values that travel, and the
+names.
 """
 
 from collections.abc import Callable
@@ -44,26 +45,3 @@ class BadReference(Exception):
 
 Rule = Callable[[Question, str], tuple[float, str]]
 """(reward in 0..1, the answer that was compared). May raise `NoAnswer`, `BadReference` and anything else."""
-
-
-def rule_of(verifier: str) -> Rule:
-    """Imports what the verifier needs, which is heavy: for worker processes only."""
-    match verifier:
-        case "math":
-            from service.verifiers.math_rule import judge as math
-
-            return math
-        case "exact":
-            from service.verifiers.text_rules import exact
-
-            return exact
-        case "numeric":
-            from service.verifiers.text_rules import numeric
-
-            return numeric
-        case "reasoning_gym":
-            from service.verifiers.gym_rule import judge as gym
-
-            return gym
-        case _:
-            raise ValueError(f"there is no verifier {verifier!r}; there are {', '.join(sorted(REVISIONS))}")

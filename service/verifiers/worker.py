@@ -12,7 +12,8 @@ from math import isfinite
 from multiprocessing.connection import Connection
 
 from curation.records import Outcome
-from service.verifiers.base import BadReference, Judgement, NoAnswer, Question, Rule, rule_of
+from service.verifiers.base import BadReference, Judgement, NoAnswer, Question, Rule
+from service.verifiers.rules import rule_of
 
 
 def work(connection: Connection, memory_bytes: int) -> None:

@@ -109,11 +109,11 @@ def test_the_order_of_the_rollouts_changes_no_kept_reward(rewards_G: list[float]
 @pytest.mark.parametrize(
     ("scale", "shift"),
     [
-        pytest.param(5.0, 7.0, id="stretched"),
-        pytest.param(1 / 1024, -3.0, id="shrunk"),
-        pytest.param(1.0, 4096.0, id="far-from-zero"),
-        pytest.param(-1.0, 0.0, id="mirrored"),
-        pytest.param(-2.0, 1e6, id="mirrored-far-from-zero"),
+        pytest.param(5.0, 7.0, id="2.9-affine-5r+7"),
+        pytest.param(1 / 1024, -3.0, id="2.9-affine-shrunk"),
+        pytest.param(1.0, 4096.0, id="2.9-affine-far-from-zero"),
+        pytest.param(-1.0, 0.0, id="2.9-affine-mirrored"),
+        pytest.param(-2.0, 1e6, id="2.9-affine-mirrored-far-from-zero"),
     ],
 )
 @given(rewards_G=st.lists(eighths, min_size=1, max_size=20), data=st.data())
