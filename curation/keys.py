@@ -7,7 +7,7 @@ from typing import Any
 
 
 def digest(*parts: object, size: int = 16) -> str:
-    """Hex name of `size` bytes for the parts; different parts, different name."""
+    """Hex name of `size` bytes for the parts; parts that read differently have different names."""
     text = json.dumps([str(part) for part in parts], ensure_ascii=False)
     return hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=size).hexdigest()
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from itertools import product
 from typing import NamedTuple
 
+ROUNDING = 1e-9
+"""0.7 - 0.4 is a little less than 0.3."""
+
 
 class Scored(NamedTuple):
     """A rollout that has a reward."""
@@ -52,7 +55,7 @@ def best_with_worst(scored_G: Sequence[Scored], margin: float = 0.0) -> list[Ind
     best = max(scored_G, key=lambda s: s.reward)
     worst = min(scored_G, key=lambda s: s.reward)
     gap = best.reward - worst.reward
-    return [IndexPair(best.slot, worst.slot)] if gap > 0 and gap >= margin else []
+    return [IndexPair(best.slot, worst.slot)] if gap > 0 and gap >= margin - ROUNDING else []
 
 
 def all_right_with_wrong(scored_G: Sequence[Scored]) -> list[IndexPair]:

@@ -24,7 +24,8 @@ def max_variance(rewards: Sequence[float], keep: int) -> list[int]:
     two, the one with fewer high rewards); among equal rewards the low side takes the earliest, the high side the
     latest.
 
-    Raises ValueError if `keep` is not in 1..n or a reward is not finite.
+    Raises ValueError if `keep` is not in 1..n or a reward is not finite. Made for rewards of ordinary size: squares
+    must neither overflow nor vanish.
     """
     [kept_M] = max_variance_many([rewards], keep).tolist()
     return [int(i) for i in kept_M]
@@ -40,12 +41,13 @@ def max_variance_many(rewards_PG: ArrayLike, keep: int) -> NDArray[np.int64]:
     kept_PM = np.empty((groups, keep), dtype=np.int64)
     if not groups:
         return kept_PM
-    lowest = matrix.min()
+    # What a row is shifted by depends on that row alone, or its neighbours would decide its ties.
+    shift_P1 = 0.0 - np.minimum(matrix.min(axis=1, keepdims=True), 0.0) if matrix.min() < 0 else np.zeros((groups, 1))
     rows = max(1, BLOCK_BYTES // (8 * size))
 
     def select(start: int) -> None:
         block = slice(start, start + rows)
-        _select((matrix[block] - lowest).view(np.int64), kept_PM[block])
+        _select((matrix[block] + shift_P1[block]).view(np.int64), kept_PM[block])
 
     starts = range(0, groups, rows)
     if len(starts) == 1:

@@ -38,7 +38,7 @@ class FieldMapping(Choice):
     prompt: str
     reference: str
     reference_pattern: str | None = None
-    """Regular expression; its first group is the reference. The last match counts."""
+    """Regular expression; its first group, or all of it, is the reference. The last match counts."""
     rollouts: str
     text: str | None = None
     """Path of the text within a rollout; None when the rollouts are plain strings."""
@@ -50,10 +50,10 @@ class FieldMapping(Choice):
         """Raises ValueError (a pydantic ValidationError is one) that names the field at fault."""
         reference = str(_at(row, self.reference))
         if self.reference_pattern is not None:
-            found = re.findall(self.reference_pattern, reference, re.MULTILINE)
+            found = list(re.finditer(self.reference_pattern, reference, re.MULTILINE))
             if not found:
                 raise ValueError(f"{self.reference}: no match for {self.reference_pattern!r} in {reference[-80:]!r}")
-            reference = str(found[-1])
+            reference = found[-1][1 if found[-1].re.groups else 0] or ""
         return GroupIn(
             prompt=_at(row, self.prompt),
             reference=reference.strip(),

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, assert_never
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from curation.choice import Choice
 from curation.greso import Controller, Explore, StepTally, adaptive_round, decide, steer
@@ -44,6 +44,17 @@ class Greso(Choice):
     floor: float = Field(0.0, ge=0, le=1)
     """Least keep probability; the release has 0.01."""
     zero_variance: ZeroVariance = ZeroVariance.EXACT
+
+    @model_validator(mode="after")
+    def _bases_within_bounds(self) -> "Greso":
+        for base in (self.explore_easy, self.explore_hard):
+            if not self.lowest <= base <= self.highest:
+                raise ValueError(f"explore {base} lies outside lowest {self.lowest} to highest {self.highest}")
+        return self
+
+    @property
+    def start(self) -> Explore:
+        return Explore(self.explore_easy, self.explore_hard)
 
 
 SelectorChoice = Annotated[Everything | Greso, Field(discriminator="kind")]
@@ -97,9 +108,7 @@ class RunState:
     @classmethod
     def replay(cls, selector: Everything | Greso, seen: Iterable[Seen]) -> "RunState":
         """The state after these visits, oldest first."""
-        state = cls(selector)
-        if isinstance(selector, Greso):
-            state.explore = Explore(selector.explore_easy, selector.explore_hard)
+        state = cls(selector, explore=selector.start if isinstance(selector, Greso) else Explore())
         for visit in seen:
             while state.step < visit.step:
                 state.close_step()

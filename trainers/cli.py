@@ -8,7 +8,8 @@ from typing import Annotated
 
 import typer
 
-from trainers.verbs import DEFAULT_SERVICE, AsJson, Service, service_at
+from trainers.client import DEFAULT_SERVICE
+from trainers.verbs import AsJson, Service, service_at
 
 if find_spec("trl") is None:
     raise ModuleNotFoundError("the trainers extra is not installed", name="trl")

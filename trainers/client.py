@@ -10,6 +10,7 @@ import httpx2
 
 Json = dict[str, Any]
 POLL_SECONDS = 0.25
+DEFAULT_SERVICE = "http://127.0.0.1:8700"
 
 
 class RefineryError(Exception):
@@ -25,7 +26,7 @@ class RefineryError(Exception):
 class Refinery:
     """One service. Use it as a context manager, or call `close`."""
 
-    def __init__(self, url: str = "http://127.0.0.1:8700", *, timeout: float = 600.0) -> None:
+    def __init__(self, url: str = DEFAULT_SERVICE, *, timeout: float = 600.0) -> None:
         self.url = url.rstrip("/")
         self._http = httpx2.Client(base_url=self.url, timeout=timeout, follow_redirects=True)
 

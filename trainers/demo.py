@@ -22,7 +22,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from trainers.charts import draw_charts
-from trainers.client import Json, Refinery
+from trainers.client import DEFAULT_SERVICE, Json, Refinery
 from trainers.launch import running_service
 from trainers.provenance import commit, machine
 from trainers.tasks import LEVELS, distinct
@@ -64,7 +64,7 @@ def run_demo(out: Path | None, *, seed: int, keep_serving: bool, as_json: bool) 
         report["seconds"] = round(time.monotonic() - began, 1)
         (folder / "report.json").write_text(json.dumps(report, indent=1))
         draw_charts(report, folder)
-        _print_summary(report, folder, url, console)
+        _print_summary(report, folder, url if keep_serving else DEFAULT_SERVICE, console)
         if as_json:
             print(json.dumps(_bench_line(report)))
         if keep_serving:
@@ -195,7 +195,7 @@ def _print_summary(report: dict[str, Any], folder: Path, url: str, console: Cons
     console.print(table)
     parquet = f"{url}/v1/datasets/demo@1/train.parquet"
     console.print(f"report and charts: {folder}\n")
-    console.print(f"Look further while a service runs on this data (refinery serve --data {folder / 'data'}):")
+    console.print(f"Look further, with `refinery serve --data {folder / 'data'}` running:", markup=False)
     for line in (
         f"curl -s {url}/v1/runs/demo",
         f"curl -s '{url}/v1/groups?run=demo&informative=true&limit=3'",

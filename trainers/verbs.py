@@ -15,11 +15,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from curation.recorded import FieldMapping, GroupIn
-from trainers.client import Refinery, RefineryError
+from trainers.client import DEFAULT_SERVICE, Refinery, RefineryError
 
 Service = Annotated[str, typer.Option(help="URL of the service.", envvar="REFINERY_SERVICE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-DEFAULT_SERVICE = "http://127.0.0.1:8700"
 GROUPS_PER_REQUEST = 100
 
 prompts = typer.Typer(help="Prompt sets.", no_args_is_help=True)

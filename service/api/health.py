@@ -3,6 +3,7 @@
 from fastapi import APIRouter
 
 from service.api.routes import PartsDep
+from service.stages import EngineFailed
 
 router = APIRouter(tags=["health"])
 
@@ -19,4 +20,7 @@ async def readyz(parts: PartsDep) -> dict[str, dict[str, int]]:
     live = {}
     for name in await parts.store.policies.names():
         live[name] = parts.engines.engine_of(name).policy_version
+        newest = (await parts.store.policies.versions(name))[-1].version
+        if live[name] != newest:
+            raise EngineFailed(f"policy {name!r} is published at version {newest}, its engine has {live[name]}")
     return {"policies": live}

@@ -1,13 +1,12 @@
 """/v1/policies"""
 
-from uuid import uuid4
-
 from fastapi import APIRouter
 
-from service.api.routes import PartsDep
+from service.api.routes import IdempotencyKey, PartsDep, job_name
 from service.api.wire import JobOut, PolicyIn, PolicyOut
 from service.checkpoints import checkpoint_folder
 from service.jobs import JobKind
+from service.parts import Parts
 from service.publishing import PublishRequest
 from service.stages import Conflict
 
@@ -15,13 +14,13 @@ router = APIRouter(prefix="/v1/policies", tags=["policies"])
 
 
 @router.post("", status_code=202)
-async def add_policy(body: PolicyIn, parts: PartsDep) -> JobOut:
+async def add_policy(body: PolicyIn, parts: PartsDep, idempotency_key: IdempotencyKey = None) -> JobOut:
     """Publishes a checkpoint as version 1 of a new policy; the job ends when it is live."""
     if body.name in await parts.store.policies.names():
         raise Conflict(
             "policy_exists", f"policy {body.name!r} exists; POST /v1/policies/{body.name}/versions publishes to it"
         )
-    return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint), parts)
+    return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint), parts, idempotency_key)
 
 
 @router.get("")
@@ -35,14 +34,16 @@ async def get_policy(name: str, parts: PartsDep) -> PolicyOut:
 
 
 @router.post("/{name}/versions", status_code=202)
-async def publish_version(name: str, body: PublishRequest, parts: PartsDep) -> JobOut:
+async def publish_version(
+    name: str, body: PublishRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
+) -> JobOut:
     """Publishes a checkpoint as the policy's next version; live when the engine reports it."""
     await parts.store.policies.versions(name)
-    return await _publish(name, body, parts)
+    return await _publish(name, body, parts, idempotency_key)
 
 
-async def _publish(name: str, request: PublishRequest, parts: PartsDep) -> JobOut:
+async def _publish(name: str, request: PublishRequest, parts: Parts, key: str | None) -> JobOut:
     folder = checkpoint_folder(request.checkpoint)
     resolved = request.model_copy(update={"checkpoint": str(folder)})
-    job_id = f"j_{uuid4().hex}"
+    job_id = job_name(JobKind.PUBLISH, name, key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUBLISH, name, resolved.model_dump(mode="json")))

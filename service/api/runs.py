@@ -1,13 +1,9 @@
 """/v1/runs"""
 
-from typing import Annotated
-from uuid import uuid4
-
-from fastapi import APIRouter, Header, Response
+from fastapi import APIRouter, Response
 
 from curation.informativeness import summarize
-from curation.keys import digest
-from service.api.routes import PartsDep
+from service.api.routes import IdempotencyKey, PartsDep, job_name
 from service.api.wire import JobOut, RunOut
 from service.harvest import RolloutsRequest, check
 from service.jobs import JobKind
@@ -15,7 +11,6 @@ from service.run_config import RunConfig
 from service.stages import Invalid
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
-IdempotencyKey = Annotated[str | None, Header(max_length=200)]
 
 
 @router.post("", status_code=201)
@@ -60,5 +55,5 @@ async def request_rollouts(
         prompts |= await parts.store.prompts.get(body.prompts)
     check(body, config, prompts)
     parts.engines.engine_of(config.policy)  # refuses now, not in the job, when the policy is not loaded
-    job_id = "j_" + (uuid4().hex if idempotency_key is None else digest("rollouts", run, idempotency_key))
+    job_id = job_name(JobKind.ROLLOUTS, run, idempotency_key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))

@@ -1,7 +1,6 @@
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
-from itertools import count
 from math import inf
 from statistics import fmean
 from typing import Any
@@ -11,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from benchmarks.static_pool import simulate
 from curation.greso import Explore
 from curation.history import History, Streak
 from curation.keys import rng_for
@@ -423,32 +423,6 @@ def test_a_choice_out_of_range_or_misspelled_is_refused(choice: Any, fields: dic
         choice(**fields)
 
 
-def a_run_on_a_static_pool(selector: Selector, batch: Batch, *, seed: int) -> tuple[float, Explore]:
-    """Prompts rolled out per full step, over the second half of 30 passes' steps, and where the bases ended."""
-    settled: list[Rewards] = [(1.0,) * 8] * 300 + [(0.0,) * 8] * 400 + [None] * 300
-    pool = {f"p{i}": rewards_G for i, rewards_G in enumerate(settled)}
-    coin = rng_for("coin", seed)
-    state = RunState.replay(selector, [])
-    per_step = [0]
-
-    for number in count():
-        size = round_size(batch, state, wanted=batch.groups, group_size=8)
-        plan = plan_round(pool.keys(), state, size=size, seed=seed, through_epoch=29)
-        if not plan:
-            break
-        for visit in plan:
-            skipped = visit.decision.action.is_skip
-            tossed = pool[visit.prompt_id] or tuple(float(coin.getrandbits(1)) for _ in range(8))
-            state.observe(seen(visit, state, number, None if skipped else tossed))
-            per_step[-1] += not skipped
-        if state.informative >= batch.groups:
-            state.close_step()
-            per_step.append(0)
-
-    full = per_step[:-1]
-    return fmean(full[len(full) // 2 :]), state.explore
-
-
 @pytest.mark.parametrize(
     ("selector", "adaptive", "prompts", "within"),
     [
@@ -464,7 +438,7 @@ def test_a_step_on_a_static_pool_costs_so_many_prompts(
 ) -> None:
     batch = Batch(groups=64, prompts=96, least=16, adaptive=adaptive)
 
-    runs = [a_run_on_a_static_pool(selector, batch, seed=seed) for seed in range(2)]
+    runs = [simulate(selector, batch, seed=seed) for seed in range(2)]
 
     assert fmean(cost for cost, _ in runs) == pytest.approx(prompts, rel=within)
     for _, explore in runs:

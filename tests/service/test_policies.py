@@ -1,0 +1,68 @@
+"""Publishing: a version is live when the engine reports it, and its label is on everything it sampled."""
+
+from pathlib import Path
+
+import pytest
+from fastapi.testclient import TestClient
+
+from service.checkpoints import EMBEDDED
+from service.stages import Conflict
+from tests.service.conftest import OpenService
+from tests.service.steps import GRESO_RUN, finish, prepare, sample
+
+
+def publish(client: TestClient, checkpoint: Path, **headers: str) -> dict[str, object]:
+    body = {"checkpoint": str(checkpoint), "step": 7}
+    job = client.post("/v1/policies/policy/versions", json=body, headers=headers).json()
+    return finish(client, job)
+
+
+def test_a_published_version_labels_the_groups_sampled_after_it(client: TestClient, checkpoint: Path) -> None:
+    prepare(client)
+    sample(client, passes=1)
+
+    publish(client, checkpoint)
+    sample(client, passes=1)
+
+    versions = {(g["visit"], g["policy_version"]) for g in client.get("/v1/groups?run=r&limit=1000").json()["items"]}
+    assert versions == {(0, 1), (1, 2)}
+    assert client.get("/readyz").json() == {"policies": {"policy": 2}}
+
+
+def test_a_repeated_publication_with_one_key_is_one_version(client: TestClient, checkpoint: Path) -> None:
+    for _ in range(2):
+        publish(client, checkpoint, **{"Idempotency-Key": "step-7"})
+
+    assert client.get("/v1/policies/policy").json()["live"] == 2
+
+
+def test_the_newest_version_is_live_after_a_restart(open_service: OpenService, checkpoint: Path) -> None:
+    with open_service() as client:
+        publish(client, checkpoint)
+
+    with open_service() as client:
+        policy = client.get("/v1/policies/policy").json()
+
+        assert client.get("/readyz").json() == {"policies": {"policy": 2}}
+        assert [(v["version"], v["step"]) for v in policy["versions"]] == [(1, None), (2, 7)]
+
+
+def test_a_second_policy_is_sampled_beside_the_first(client: TestClient, checkpoint: Path) -> None:
+    prepare(client)
+    job = client.post("/v1/policies", json={"name": "other", "checkpoint": str(checkpoint)}).json()
+    finish(client, job)
+    client.post("/v1/runs", json=GRESO_RUN | {"name": "q", "policy": "other"})
+
+    funnel = sample(client, "q", passes=1)["funnel"]
+
+    assert funnel["sampled"] == 30
+    again = client.post("/v1/policies", json={"name": "other", "checkpoint": str(checkpoint)})
+    assert (again.status_code, again.json()["code"]) == (409, "policy_exists")
+
+
+def test_a_start_with_another_checkpoint_on_old_data_is_refused(open_service: OpenService, tmp_path: Path) -> None:
+    with open_service():
+        pass
+
+    with pytest.raises(Conflict, match="start without --policy"), open_service(policy=str(EMBEDDED)):
+        pass
