@@ -49,7 +49,7 @@ def decide(prompt_id: str, history: History, explore: Explore, *, seed: int, flo
 class Controller:
     """Steers one base so that the share of wasted groups stays near a target.
 
-    Defaults of the release (algorithm section 1.5): steps of 1 % between 5 % and 95 %.
+    Defaults of the release: steps of 1 % between 5 % and 95 %.
     """
 
     target: float

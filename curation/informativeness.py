@@ -1,6 +1,6 @@
 """How much a set of groups can teach, as numbers.
 
-The statistic behind G2D's "informativeness" is not published; these are its candidates (section 3.3), each named
+The statistic behind G2D's "informativeness" (arXiv 2605.21266) is not published; these are its candidates, each named
 for what it is.
 """
 

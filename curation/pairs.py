@@ -41,7 +41,7 @@ def first_right_first_wrong(scored_G: Sequence[Scored]) -> list[IndexPair]:
 
 
 def one_random_pair(scored_G: Sequence[Scored], rng: random.Random) -> list[IndexPair]:
-    """One right and one wrong drawn uniformly within their sides (G2D, section 3.2)."""
+    """One right and one wrong drawn uniformly within their sides (as G2D is analysed, arXiv 2605.21266)."""
     sides = right(scored_G), wrong(scored_G)
     if not all(sides):
         return []

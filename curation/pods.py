@@ -134,7 +134,7 @@ def random_subset(rewards: Sequence[float], keep: int, rng: random.Random) -> li
 
 
 def advantages(rewards: Sequence[float], epsilon: float = 1e-4) -> list[float]:
-    """(r - mean) / (sample std + epsilon), over the rewards given: select first, then normalise (section 2.6).
+    """(r - mean) / (sample std + epsilon), over the rewards given: select first, then normalise.
 
     A single reward has no spread to compare with: its advantage is 0.
     """

@@ -70,7 +70,7 @@ class Batch(Choice):
     least: int = Field(16, ge=1, le=100_000)
     """Prompts in a round at least; the release has 64."""
     adaptive: bool = True
-    """Size later rounds of a step by what is still missing (GRESO section 1.6)."""
+    """Size later rounds of a step by what is still missing (adaptive batch size)."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -124,14 +124,7 @@ class Harvest:
         began = time.monotonic()
         # Seconds are counted over restarts: the job's own events tell how many it used before.
         earlier = max((e.data["funnel"]["seconds"] for e in self._job.events if "funnel" in e.data), default=0.0)
-        interrupted = await self._groups.open_visits(self._job.id)
-        if interrupted:
-            await self._collect_all([_planned_of(row) for row in interrupted])
-        continues = await self._groups.last_job(self._run.name) == self._job.id
-        seen = await self._groups.seen(self._run.name)
-        state = RunState.replay(self._run.selector, seen)
-        if seen and not continues:
-            state.close_step()
+        state = await self._take_up()
         last_epoch = await self._last_epoch(state)
         barren = 0
 
@@ -153,6 +146,18 @@ class Harvest:
             visits = self._plan(state, spent, last_epoch)
             barren = 0 if any(not v.decision.action.is_skip for v in visits) else barren + 1
             await self._round(visits, state)
+
+    async def _take_up(self) -> RunState:
+        """Finishes what an earlier process began, then derives where the run stands."""
+        interrupted = await self._groups.open_visits(self._job.id)
+        if interrupted:
+            await self._collect_all([_planned_of(row) for row in interrupted])
+        continues = await self._groups.last_job(self._run.name) == self._job.id
+        seen = await self._groups.seen(self._run.name)
+        state = RunState.replay(self._run.selector, seen)
+        if seen and not continues:
+            state.close_step()  # a job begins a training step of its own
+        return state
 
     @property
     def _budget(self) -> Budget:
@@ -180,9 +185,9 @@ class Harvest:
         if self._request.prompts is not None:
             return by_name(self._request.prompts, state)
         wanted = self._run.batch.groups
+        if state.informative >= wanted:
+            state.close_step()
         if self._request.groups is not None:
-            if state.informative >= wanted:
-                state.close_step()
             wanted = min(wanted, state.informative + self._request.groups - spent.informative)
         size = round_size(self._run.batch, state, wanted=wanted, group_size=self._run.sampling.n)
         if self._budget.prompts is not None:

@@ -1,7 +1,7 @@
 """The embedded policy: a Qwen2 of under a million parameters that reads bytes, one token each.
 
-It exists so that a laptop can run the whole loop. The checkpoint is an ordinary Hugging Face one: transformers,
-vLLM and SGLang load it unchanged.
+It exists so that a laptop can run the whole loop. The checkpoint is an ordinary Hugging Face one of
+Qwen2's own classes.
 """
 
 from transformers import AddedToken, Qwen2Config, Qwen2ForCausalLM, Qwen2Tokenizer

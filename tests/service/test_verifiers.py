@@ -43,7 +43,7 @@ NO_ANSWER = (Outcome.NO_ANSWER, 0.0)
         ("math", "18", "I do not know", NO_ANSWER),
         ("math", "18", "", NO_ANSWER),
         ("math", r"\frac12", "it is \\boxed{0.5}", RIGHT),
-        # Bare golds that math-verify alone would misread (spec: 36 % of the MATH-500 golds).
+        # Bare golds that math-verify alone would misread.
         ("math", r"2\sqrt{113}", r"\boxed{2\sqrt{113}}", RIGHT),
         ("math", r"2\sqrt{113}", r"\boxed{2}", WRONG),
         ("math", r"1\frac45", r"\boxed{9/5}", RIGHT),
