@@ -27,8 +27,8 @@ from trainers.launch import running_service
 from trainers.provenance import commit, machine
 from trainers.tasks import LEVELS, distinct
 
-PROMPTS_PER_LEVEL = 40
-HELD_OUT_PER_LEVEL = 100
+PROMPTS_PER_LEVEL = 36
+HELD_OUT_PER_LEVEL = 70
 PASSES = 3
 SAMPLING = {"n": 8, "temperature": 1.0, "max_tokens": 96}
 GREEDY = SAMPLING | {"n": 1, "temperature": 0.0}
