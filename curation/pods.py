@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 BLOCK_BYTES = 8 * 1024 * 1024
-"""Rows are worked on in blocks: small enough for the cache, large enough that threads seldom meet in the interpreter."""
+"""Rows are worked on in blocks: small enough for the cache, large enough that threads seldom wait for each other."""
 
 
 def max_variance(rewards: Sequence[float], keep: int) -> list[int]:
