@@ -1,7 +1,23 @@
 """A user's choice: frozen, strict about unknown fields, told apart by its ``kind``."""
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, ConfigDict
+
+from curation.keys import canonical_json
 
 
 class Choice(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+def _plain(value: dict[str, Any]) -> dict[str, Any]:
+    try:
+        canonical_json(value).encode()
+    except (ValueError, RecursionError) as fault:
+        raise ValueError(f"not plain JSON: {fault}") from None
+    return value
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_plain)]
+"""A JSON object that has one spelling: no NaN, no lone surrogates, no endless nesting."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import Field
 
-from curation.choice import Choice
+from curation.choice import Choice, Metadata
 
 
 class RolloutIn(Choice):
@@ -28,7 +28,7 @@ class GroupIn(Choice):
     prompt: str = Field(min_length=1)
     reference: str = Field(min_length=1)
     verifier: str = "math"
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
     rollouts: tuple[RolloutIn, ...] = Field(min_length=1)
 
 

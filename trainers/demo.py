@@ -142,7 +142,7 @@ def _sample(
             bars.update(
                 bar,
                 note=f"{funnel['considered']} considered, {skipped} skipped, {funnel['sampled']} sampled, "
-                f"{funnel['informative']} informative, {funnel['tokens']} tokens",
+                f"{funnel['informative']} informative",
             )
 
     done = refinery.wait(job, show)

@@ -74,7 +74,7 @@ def _parse(content_type: str, body: bytes) -> Iterator[Any]:
 def _json_line(line: bytes) -> Any:
     try:
         return json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         return ValueError(f"not JSON: {error}")
 
 

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Generic, Self, TypeVar
 
 from pydantic import BaseModel, Field, PlainSerializer, StringConstraints
 
-from curation.choice import Choice
+from curation.choice import Choice, Metadata
 from curation.informativeness import Informativeness
 from curation.keys import prompt_id
 from curation.recipe import Recipe
@@ -57,7 +57,7 @@ class PromptIn(Choice):
     prompt: Text
     reference: Text
     verifier: str = "math"
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
 
     def record(self) -> Prompt:
         identity = prompt_id(self.prompt, self.reference, self.verifier, self.metadata)

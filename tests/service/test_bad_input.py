@@ -27,6 +27,8 @@ BAD_PROMPTS = {
     "a missing reference": {"prompt": "2 + 2 =", "verifier": "numeric"},
     "an empty reference": GOOD | {"reference": ""},
     "a number as prompt": GOOD | {"prompt": 4},
+    "NaN in the metadata": GOOD | {"metadata": {"x": float("nan")}},
+    "a lone surrogate in the metadata": GOOD | {"metadata": {"x": "\ud800"}},
     "metadata that is no object": GOOD | {"metadata": [1]},
     "a list as row": [1, 2],
     "null as row": None,
@@ -37,7 +39,7 @@ BAD_PROMPTS = {
 def test_one_bad_prompt_among_good_ones_is_named_and_nothing_is_stored(client: TestClient, bad: Any) -> None:
     before = everything(client)
 
-    answer = client.post("/v1/prompts", json=[GOOD, bad])
+    answer = client.post("/v1/prompts", content=json.dumps([GOOD, bad]), headers={"content-type": "application/json"})
 
     assert answer.status_code == 422
     assert answer.headers["content-type"] == "application/problem+json"
@@ -63,6 +65,7 @@ BAD_BODIES = {
     "a lone surrogate": ("application/json", b'[{"prompt": "\\ud800", "reference": "4"}]', "rows_rejected"),
     "an unknown type": ("text/csv", b"prompt,reference", "unknown_content_type"),
     "no Parquet": ("application/vnd.apache.parquet", b"PAR1nonsense", "not_parquet"),
+    "a deeply nested line": ("application/x-ndjson", b"[" * 100_000, "rows_rejected"),
     "deep nesting": ("application/json", b"[" * 100_000, "not_json"),
 }
 
@@ -302,3 +305,15 @@ def test_a_failed_publication_leaves_the_old_version_serving(client: TestClient,
 
     assert refused.status_code == 422
     assert client.get("/v1/policies/policy").json()["live"] == 2
+
+
+ODD_TEXTS = ["\x00", "a\x00b", "\u202e", "<script>alert(1)</script>", "'; drop table prompts; --", "x" * 100_000, "😀"]
+
+
+@pytest.mark.parametrize("text", ODD_TEXTS, ids=[ascii(text)[:20] for text in ODD_TEXTS])
+def test_an_odd_prompt_is_text_like_any_other(client: TestClient, text: str) -> None:
+    answer = client.post("/v1/prompts?set=s", json=[GOOD | {"prompt": text, "metadata": {"x": text}}])
+
+    [stored] = client.get("/v1/prompts?set=s").json()["items"]
+    assert answer.status_code == 201
+    assert (stored["prompt"], stored["metadata"]) == (text, {"x": text})
