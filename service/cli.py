@@ -2,8 +2,10 @@
 
 import asyncio
 import logging
+import signal
 import sys
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -68,7 +70,15 @@ async def _server(app: FastAPI, settings: Settings) -> None:
 
 
 class _Announcing(uvicorn.Server):
-    """Says where it listens once requests are really answered."""
+    """Says where it listens once requests are really answered, and ends on a signal without passing it on."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        # uvicorn raises the signal again once it has stopped serving; that would cut short the closing of the store.
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self.handle_exit, number, None)
+        yield
 
     async def startup(self, sockets: Any = None) -> None:
         await super().startup(sockets=sockets)

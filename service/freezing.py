@@ -77,7 +77,7 @@ async def freeze(
 
     found = await groups.for_curation(recipe.runs, watermark)
     temperatures = {group.id: temperature for group, temperature in found}
-    curated = curate((group for group, _ in found), recipe)
+    curated = await asyncio.to_thread(curate, [group for group, _ in found], recipe)
     if not curated.pairs:
         raise Invalid(
             "no_pairs",

@@ -4,7 +4,7 @@ The composition root of the inside: it imports everyone, and only the app and th
 """
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -15,8 +15,8 @@ from service.checkpoints import checkpoint_folder
 from service.collect import Verify
 from service.engines.base import Engine
 from service.engines.room import EngineRoom
-from service.harvest import Harvest, RolloutsRequest
-from service.jobs import Job, JobBoard, JobKind
+from service.harvest import Harvest, Report, RolloutsRequest
+from service.jobs import Job, JobBoard, JobKind, Work
 from service.publishing import publish
 from service.settings import Settings
 from service.stages import Conflict
@@ -81,44 +81,41 @@ async def open_parts(
     now: Callable[[], datetime] = utc_now,
 ) -> AsyncIterator[Parts]:
     """Opens the store, loads every policy's newest version, and takes up unfinished jobs."""
-    store = Store.open(settings.data)
-    pool = VerifierPool(
-        workers=settings.verifier_workers,
-        seconds=settings.verifier_seconds,
-        memory_bytes=settings.verifier_memory_mib << 20,
-    )
-    engines = EngineRoom(partial(make_engine, settings))
+    # Closed in reverse order, each part even if another one fails to close.
+    async with AsyncExitStack() as closing:
+        store = Store.open(settings.data)
+        closing.callback(store.duck.close)
+        pool = VerifierPool(
+            workers=settings.verifier_workers,
+            seconds=settings.verifier_seconds,
+            memory_bytes=settings.verifier_memory_mib << 20,
+        )
+        closing.callback(pool.close)
+        engines = EngineRoom(partial(make_engine, settings))
+        closing.push_async_callback(engines.close)
+        jobs = JobBoard(store.jobs, _work(store, engines, pool.verify, now), now)
+        closing.push_async_callback(jobs.close)
+        await _load_policies(settings, store, engines, now)
+        await jobs.resume()
+        yield Parts(settings, store, engines, pool.verify, jobs, now)
 
-    async def harvest(job: Job, report: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+
+def _work(store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], datetime]) -> dict[JobKind, Work]:
+    """What each kind of job does."""
+
+    async def harvest(job: Job, report: Report) -> dict[str, Any]:
         run = await store.runs.get(job.run)
         prompts = await store.prompts.of_set(run.prompt_set)
         if named := RolloutsRequest.model_validate(job.request).prompts:
             prompts |= await store.prompts.get(named)
-        work = Harvest(
-            job,
-            run,
-            prompts,
-            engine=engines.engine_of(run.policy),
-            verify=pool.verify,
-            groups=store.groups,
-            now=now,
-            report=report,
-        )
+        engine = engines.engine_of(run.policy)
+        work = Harvest(job, run, prompts, engine=engine, verify=verify, groups=store.groups, now=now, report=report)
         return await work.work()
 
-    async def publish_version(job: Job, report: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
+    async def publish_version(job: Job, report: Report) -> dict[str, Any]:
         return await publish(job, engines=engines, policies=store.policies, now=now)
 
-    jobs = JobBoard(store.jobs, {JobKind.ROLLOUTS: harvest, JobKind.PUBLISH: publish_version}, now)
-    try:
-        await _load_policies(settings, store, engines, now)
-        await jobs.resume()
-        yield Parts(settings, store, engines, pool.verify, jobs, now)
-    finally:
-        await jobs.close()
-        await engines.close()
-        pool.close()
-        store.duck.close()
+    return {JobKind.ROLLOUTS: harvest, JobKind.PUBLISH: publish_version}
 
 
 async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]) -> None:

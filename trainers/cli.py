@@ -19,7 +19,8 @@ train = typer.Typer(help="Train a policy.", no_args_is_help=True)
 
 def register(app: typer.Typer) -> None:
     app.add_typer(train, name="train")
-    app.command()(demo)
+    if find_spec("fastapi") is not None:  # the demo starts a service of its own
+        app.command()(demo)
 
 
 @train.command()

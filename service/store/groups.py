@@ -4,6 +4,7 @@
 - A group and all its rollouts are one commit.
 """
 
+import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -162,7 +163,7 @@ class Groups:
     async def for_curation(self, runs: Sequence[str], watermark: int) -> list[tuple[Group, float | None]]:
         """The groups whose text is kept, with the temperature they were sampled at, up to the watermark."""
         rows = await self._duck.read(CURATION, {"runs": list(runs), "watermark": watermark})
-        return [(_group_of(row), row["temperature"]) for row in rows]
+        return await asyncio.to_thread(lambda: [(_group_of(row), row["temperature"]) for row in rows])
 
     async def existing(self, group_ids: Sequence[str]) -> set[str]:
         rows = await self._duck.read("select group_id from groups where list_contains(?, group_id)", [list(group_ids)])
