@@ -37,28 +37,37 @@ def max_variance_many(rewards_PG: ArrayLike, keep: int) -> NDArray[np.int64]:
     if matrix.ndim != 2:
         raise ValueError(f"rewards must be P x G, not {matrix.shape}")
     groups, size = matrix.shape
-    _check(matrix, keep, size)
+    _check_keep(keep, size)
     kept_PM = np.empty((groups, keep), dtype=np.int64)
-    if not groups:
-        return kept_PM
-    if np.signbit(matrix).any():
-        # What a row is shifted by depends on that row alone, or its neighbours would decide its ties.
-        matrix = matrix - np.minimum(matrix.min(axis=1, keepdims=True), 0.0) + 0.0
-    bits_PG = matrix.view(np.int64)
     rows = max(1, BLOCK_BYTES // (8 * size))
 
     def select(start: int) -> None:
         block = slice(start, start + rows)
-        _select(bits_PG[block], kept_PM[block])
+        _select(_at_least_zero(matrix[block]).view(np.int64), kept_PM[block])
 
     starts = range(0, groups, rows)
     if len(starts) == 1:
         select(0)
-    else:
+    elif starts:
         # numpy lets go of the interpreter while it sorts and adds: threads share the cores.
         with ThreadPoolExecutor(min(len(starts), os.cpu_count() or 1)) as threads:
             list(threads.map(select, starts))
     return kept_PM
+
+
+def _at_least_zero(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The rewards without a sign bit; a row with negative ones is shifted up by its own lowest.
+
+    By that row alone, or its neighbours would decide its ties.
+    """
+    _check_finite(rewards_PG)
+    lowest = rewards_PG.min()
+    if lowest > 0.0:
+        return rewards_PG
+    if lowest == 0.0:
+        return rewards_PG + 0.0  # -0.0 becomes 0.0
+    shifted_PG: NDArray[np.float64] = rewards_PG - np.minimum(rewards_PG.min(axis=1, keepdims=True), 0.0) + 0.0
+    return shifted_PG
 
 
 def _select(bits_PG: NDArray[np.int64], kept_PM: NDArray[np.int64]) -> None:
@@ -116,14 +125,14 @@ def _best_high_count(low_MP: NDArray[np.float64], high_MP: NDArray[np.float64]) 
 
 def max_reward(rewards: Sequence[float], keep: int) -> list[int]:
     """The `keep` highest rewards: the competitor that fails, since it throws the contrast away."""
-    _check(rewards, keep, len(rewards))
+    _check(rewards, keep)
     ranked = sorted(range(len(rewards)), key=lambda i: (-rewards[i], i))
     return sorted(ranked[:keep])
 
 
 def best_and_worst(rewards: Sequence[float], keep: int) -> list[int]:
     """Half the highest and half the lowest (one more low for an odd `keep`). Optimal for binary rewards only."""
-    _check(rewards, keep, len(rewards))
+    _check(rewards, keep)
     ranked = sorted(range(len(rewards)), key=lambda i: (rewards[i], i))
     high = keep // 2
     return sorted(ranked[: keep - high] + ranked[len(ranked) - high :])
@@ -131,7 +140,7 @@ def best_and_worst(rewards: Sequence[float], keep: int) -> list[int]:
 
 def random_subset(rewards: Sequence[float], keep: int, rng: random.Random) -> list[int]:
     """`keep` rollouts without looking at the rewards: the control arm at equal budget."""
-    _check(rewards, keep, len(rewards))
+    _check(rewards, keep)
     return sorted(rng.sample(range(len(rewards)), keep))
 
 
@@ -146,8 +155,16 @@ def advantages(rewards: Sequence[float], epsilon: float = 1e-4) -> list[float]:
     return [float(a) for a in (values - values.mean()) / (values.std(ddof=1) + epsilon)]
 
 
-def _check(rewards: ArrayLike, keep: int, size: int) -> None:
+def _check(rewards: Sequence[float], keep: int) -> None:
+    _check_keep(keep, len(rewards))
+    _check_finite(np.asarray(rewards, dtype=np.float64))
+
+
+def _check_keep(keep: int, size: int) -> None:
     if not 0 < keep <= size:
         raise ValueError(f"cannot keep {keep} of {size} rollouts")
-    if np.size(rewards) and not np.isfinite([np.min(rewards), np.max(rewards)]).all():
+
+
+def _check_finite(rewards: NDArray[np.float64]) -> None:
+    if not np.isfinite([rewards.min(), rewards.max()]).all():
         raise ValueError("every reward must be a finite number")
