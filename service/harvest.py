@@ -117,7 +117,6 @@ class Harvest:
         self._groups = groups
         self._now = now
         self._report = report
-        self._done_in_round = 0
 
     async def work(self) -> dict[str, Any]:
         """Samples until the request is met; returns the job's result, the funnel."""
@@ -206,7 +205,6 @@ class Harvest:
 
     async def _collect_all(self, planned: list[PlannedVisit]) -> dict[str, StoredGroup]:
         """The stored groups by prompt. Raises the last StageError when not a single one could be stored."""
-        self._done_in_round = 0
         self._job.progress = {"round": {"sampling": len(planned), "done": 0}}
         outcomes = await asyncio.gather(*(self._collect_one(p) for p in planned))
         stored = {group.group.prompt.id: group for group in outcomes if isinstance(group, StoredGroup)}
@@ -226,14 +224,13 @@ class Harvest:
             await self._groups.fail(planned, type(failure).__name__, str(failure), self._now())
             return failure
         finally:
-            self._done_in_round += 1
-            self._job.progress["round"]["done"] = self._done_in_round
+            self._job.progress["round"]["done"] += 1
         return group
 
 
-def check(request: RolloutsRequest, run: RunConfig, prompts: dict[str, Prompt]) -> None:
+def check(request: RolloutsRequest, run: RunConfig, *, has_prompts: bool) -> None:
     """Raises Invalid for a request that can never be met."""
-    if not prompts:
+    if not has_prompts:
         raise Invalid("empty_prompt_set", f"prompt set {run.prompt_set!r} holds no prompts; POST /v1/prompts first")
     if request.groups is not None and run.sampling.n < 2:
         raise Invalid("group_too_small", "a group of n = 1 is never informative: ask for prompts or passes instead")

@@ -71,9 +71,17 @@ class Refinery:
 
     def groups(self, run: str) -> Iterator[Json]:
         """Every group of a run, in the order they were stored."""
+        return self._every("/v1/groups", run=run)
+
+    def prompts(self, prompt_set: str) -> Iterator[Json]:
+        """Every prompt of a set, in the order of their ids."""
+        return self._every("/v1/prompts", set=prompt_set)
+
+    def _every(self, path: str, **query: str) -> Iterator[Json]:
+        """The items of a list, page after page."""
         cursor = None
         while True:
-            page = self.get("/v1/groups", run=run, cursor=cursor, limit=1000)
+            page = self.get(path, **query, cursor=cursor, limit=1000)
             yield from page["items"]
             cursor = page["next"]
             if cursor is None:

@@ -115,14 +115,7 @@ def _add_prompts(refinery: Refinery, seed: int) -> dict[str, str]:
     held_out = [p for level in LEVELS for p in distinct(level, HELD_OUT_PER_LEVEL, seed=seed, held_out=True)]
     refinery.add_prompts((p.as_prompt() for p in training), "demo")
     refinery.add_prompts((p.as_prompt() for p in held_out), "held-out")
-    levels: dict[str, str] = {}
-    cursor = None
-    while True:
-        page = refinery.get("/v1/prompts", set="held-out", limit=1000, cursor=cursor)
-        levels |= {prompt["id"]: prompt["metadata"]["level"] for prompt in page["items"]}
-        cursor = page["next"]
-        if cursor is None:
-            return levels
+    return {prompt["id"]: prompt["metadata"]["level"] for prompt in refinery.prompts("held-out")}
 
 
 def _sample(

@@ -93,7 +93,7 @@ async def _find(name: str, version: str, parts: Parts) -> DatasetVersion:
 
 
 def _pinned(dataset: DatasetVersion, rest: str = "") -> RedirectResponse:
-    """ "latest" moves; where it points to does not."""
+    """The way from "latest", which moves, to a version, which does not."""
     url = f"/v1/datasets/{dataset.name}@{dataset.version}" + (f"/{rest}" if rest else "")
     return RedirectResponse(url, status_code=307, headers={"cache-control": "no-store"})
 

@@ -50,10 +50,8 @@ async def request_rollouts(
     config = await parts.store.runs.get(run)
     if config.imported:
         raise Invalid("imported_run", f"run {run!r} holds recorded rollouts; sample into a run of its own")
-    prompts = await parts.store.prompts.of_set(config.prompt_set)
-    if body.prompts:
-        prompts |= await parts.store.prompts.get(body.prompts)
-    check(body, config, prompts)
+    named = await parts.store.prompts.get(body.prompts) if body.prompts else {}
+    check(body, config, has_prompts=bool(named or await parts.store.prompts.page(config.prompt_set, "", 1)))
     parts.engines.engine_of(config.policy)  # refuses now, not in the job, when the policy is not loaded
     job_id = job_name(JobKind.ROLLOUTS, run, idempotency_key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))
