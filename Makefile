@@ -5,12 +5,12 @@ BIN := .venv/bin
 export OMP_NUM_THREADS ?= 1
 export HF_HUB_DISABLE_TELEMETRY ?= 1
 
-.PHONY: demo test check serve
+.PHONY: demo test check serve engines
 
 demo: .venv/ready
 	$(BIN)/refinery demo
 
-test: .venv/ready check
+test: .venv/ready engines check
 	$(BIN)/python -m pytest
 
 check: .venv/ready
@@ -20,6 +20,16 @@ check: .venv/ready
 
 serve: .venv/ready
 	$(BIN)/refinery serve
+
+# vLLM and SGLang for machines without a GPU, each in an environment of its own.
+engines: .engines/vllm/ready .engines/sglang/ready
+
+.engines/%/ready: docker/engines/%-cpu/requirements.txt
+	$(PYTHON) -m venv .engines/$*
+	.engines/$*/bin/pip install --quiet --no-deps --requirement $<
+	find docker/engines/$*-cpu \( -name '*.py' -o -name '*.pth' \) -exec \
+	  cp {} "$$(.engines/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \;
+	touch $@
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

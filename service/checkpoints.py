@@ -1,20 +1,157 @@
-"""Which folders count as a checkpoint."""
+"""Which checkpoints can be loaded: checked here, before any engine sees them.
 
+- A checkpoint is a folder on this machine or a Hugging Face Hub id, pinned to a commit; weights are safetensors only.
+- What no engine survives is refused here: a truncated file ends a vLLM and an SGLang server, missing tensors
+  leave the old or random ones in place, without a word.
+"""
+
+import json
 import os
+import re
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from service.stages import Invalid
+from safetensors import SafetensorError, safe_open
+
+from service.stages import Invalid, NotFound
 
 EMBEDDED = Path(__file__).parent / "embedded_policy"
 """The checkpoint that comes with the product; ``refinery train sft`` made it."""
 
+HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+FULL = ("config.json", "tokenizer_config.json", "*.safetensors")
+ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
+HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
+TIED_HEAD = "lm_head.weight"
+"""Saved or not when input and output embeddings are one tensor."""
 
-def checkpoint_folder(checkpoint: str) -> Path:
-    """The folder, made absolute. Raises Invalid unless it holds a config, a tokenizer and safetensors weights."""
-    folder = Path(checkpoint).expanduser()
-    if not os.path.isdir(folder):  # unlike Path.is_dir, False for a NUL or an endless name too
+Shapes = dict[str, tuple[int, ...]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A folder that was checked."""
+
+    source: str
+    """What names it for ever: the absolute folder, or ``owner/name@commit``."""
+    folder: Path
+    base: "Checkpoint | None" = None
+    """The full checkpoint that a LoRA adapter was trained on."""
+
+    @property
+    def full(self) -> "Checkpoint":
+        """The checkpoint with all the weights, the tokenizer and the model's configuration."""
+        return self.base or self
+
+    @cached_property
+    def shapes(self) -> Shapes:
+        """Shape of every tensor, from the files' headers. Raises Invalid for a damaged or incomplete file."""
+        return _shapes(self.folder)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        return _json(self.full.folder / "config.json")
+
+
+def named(checkpoint: str) -> str:
+    """The name under which a job fetches the checkpoint later. Raises Invalid for what can be seen to be none."""
+    if os.path.isdir(Path(checkpoint).expanduser()):  # unlike Path.is_dir, False for a NUL or an endless name too
+        return open_folder(checkpoint).source
+    if HUB_ID.fullmatch(checkpoint):
+        return checkpoint
+    raise Invalid("checkpoint_not_found", f"there is no folder {checkpoint!r} on the service's machine")
+
+
+def fetch(checkpoint: str) -> Checkpoint:
+    """The checkpoint, downloaded first if it is on the Hub. Blocks. Raises Invalid, or NotFound from the Hub."""
+    if os.path.isdir(Path(checkpoint).expanduser()):
+        return open_folder(checkpoint)
+    match = HUB_ID.fullmatch(checkpoint)
+    if match is None:
         raise Invalid("checkpoint_not_found", f"there is no folder {checkpoint!r} on the service's machine")
-    for pattern in ("config.json", "tokenizer_config.json", "*.safetensors"):
-        if not any(folder.glob(pattern)):
-            raise Invalid("checkpoint_incomplete", f"{folder} is no checkpoint: it has no {pattern}")
-    return folder.resolve()
+    return _download(match["repo"], match["revision"])
+
+
+def open_folder(folder: str | Path) -> Checkpoint:
+    """Raises Invalid unless the folder holds all of a checkpoint, or of an adapter whose base can be fetched."""
+    path = Path(folder).expanduser().resolve()
+    return _checked(path, str(path))
+
+
+def same_architecture(new: Checkpoint, old: Checkpoint) -> None:
+    """Raises Invalid unless `new` can take the place of `old` in a running engine."""
+    ours, theirs = dict(new.full.shapes), dict(old.full.shapes)
+    if new.config.get("tie_word_embeddings"):
+        ours.pop(TIED_HEAD, None)
+        theirs.pop(TIED_HEAD, None)
+    if ours == theirs:
+        return
+    different = sorted(ours.items() ^ theirs.items())[0][0]
+    raise Invalid(
+        "checkpoint_differs",
+        f"{new.full.source} has tensor {different!r} as {_said(ours, different)}, {old.full.source} as "
+        f"{_said(theirs, different)}: the versions of a policy have one architecture; POST /v1/policies makes another",
+    )
+
+
+def _said(shapes: Shapes, name: str) -> str:
+    return str(list(shapes[name])) if name in shapes else "absent"
+
+
+def _checked(path: Path, source: str) -> Checkpoint:
+    if (path / ADAPTER[0]).exists():
+        _require(path, ADAPTER)
+        base = _json(path / ADAPTER[0]).get("base_model_name_or_path")
+        if not isinstance(base, str) or not base:
+            raise Invalid("checkpoint_incomplete", f"{path / ADAPTER[0]} does not name its base_model_name_or_path")
+        checkpoint = Checkpoint(source, path, fetch(base))
+    else:
+        _require(path, FULL)
+        checkpoint = Checkpoint(source, path)
+    assert checkpoint.shapes
+    return checkpoint
+
+
+def _require(path: Path, patterns: tuple[str, ...]) -> None:
+    for pattern in patterns:
+        if not any(path.glob(pattern)):
+            raise Invalid("checkpoint_incomplete", f"{path} is no checkpoint: it has no {pattern}")
+
+
+def _shapes(folder: Path) -> Shapes:
+    index = folder / "model.safetensors.index.json"
+    shards = set(_json(index).get("weight_map", {}).values()) if index.exists() else ()
+    shapes: Shapes = {}
+    for file in [folder / name for name in sorted(shards)] or sorted(folder.glob("*.safetensors")):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                shapes |= {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise Invalid("checkpoint_damaged", f"{file} cannot be read as safetensors: {error}") from error
+    if not shapes:
+        raise Invalid("checkpoint_damaged", f"{folder} holds no tensors")
+    return shapes
+
+
+def _json(file: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise Invalid("checkpoint_damaged", f"{file} cannot be read: {error}") from error
+    if not isinstance(content, dict):
+        raise Invalid("checkpoint_damaged", f"{file} is no JSON object")
+    return content
+
+
+def _download(repo: str, revision: str | None) -> Checkpoint:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+
+    try:
+        folder = snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES))
+    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
+        raise NotFound("checkpoint_not_found", f"the Hub has no {repo}@{revision or 'main'} for this token") from error
+    path = Path(folder)  # .../snapshots/<commit>
+    return _checked(path, f"{repo}@{path.name}")

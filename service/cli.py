@@ -14,7 +14,8 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from service.settings import Settings
+from service.engines.addresses import parse_worker
+from service.settings import EngineChoice, ReloadMode, Settings
 
 
 def register(app: typer.Typer) -> None:
@@ -27,16 +28,39 @@ def serve(
     policy_name: Annotated[str | None, typer.Option(help="Name of that policy.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on.")] = None,
     port: Annotated[int | None, typer.Option(help="Port; 0 picks a free one.")] = None,
+    engine: Annotated[EngineChoice | None, typer.Option(help="What samples; vllm and sglang are started.")] = None,
+    engine_python: Annotated[Path | None, typer.Option(help="Python of the engine's own environment.")] = None,
+    engine_image: Annotated[str | None, typer.Option(help="Docker image of the engine, instead.")] = None,
+    engine_url: Annotated[
+        list[str] | None,
+        typer.Option(help="Attach to a server: URL[,admin=URL]...[,dialect=vllm|sglang|openai][,version=N]."),
+    ] = None,
+    engine_reload: Annotated[ReloadMode | None, typer.Option(help="What a publication does to requests.")] = None,
+    engine_args: Annotated[list[str] | None, typer.Argument(help="After --: arguments for the engine.")] = None,
 ) -> None:
     """Runs the service until it is interrupted.
 
     Every setting also comes from REFINERY_* variables and from refinery.toml; flags win.
     """
-    given: dict[str, Any] = {"data": data, "policy": policy, "policy_name": policy_name, "host": host, "port": port}
     try:
+        given: dict[str, Any] = {
+            "data": data,
+            "policy": policy,
+            "policy_name": policy_name,
+            "host": host,
+            "port": port,
+            "engine": engine,
+            "engine_python": engine_python,
+            "engine_image": engine_image,
+            "engine_url": tuple(map(parse_worker, engine_url)) if engine_url else None,
+            "engine_reload": engine_reload,
+            "engine_args": tuple(engine_args) if engine_args else None,
+        }
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
     except ValidationError as error:
         sys.exit("\n".join(f"refinery serve: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
+    except ValueError as error:
+        sys.exit(f"refinery serve: {error}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
     _run(settings)
 

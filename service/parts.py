@@ -3,6 +3,7 @@
 The composition root of the inside: it imports everyone, and only the app and the command import it.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -11,14 +12,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from service.checkpoints import checkpoint_folder
+from service.checkpoints import fetch, named
 from service.collect import Verify
+from service.engines.addresses import Kind
 from service.engines.base import Engine
+from service.engines.fleet import Fleet, FleetConfig
+from service.engines.process import Launch
 from service.engines.room import EngineRoom
 from service.harvest import Harvest, Report, RolloutsRequest
 from service.jobs import Job, JobBoard, JobKind, Work
 from service.publishing import publish
-from service.settings import Settings
+from service.settings import EngineChoice, ReloadMode, Settings
 from service.stages import Conflict
 from service.store.datasets import Datasets
 from service.store.duck import Duck
@@ -67,17 +71,55 @@ def utc_now() -> datetime:
     return datetime.now(UTC).replace(tzinfo=None)
 
 
-def embedded_engine(settings: Settings) -> Engine:
-    from service.engines.transformers_engine import TransformersEngine  # pulls in torch: only here
+def engine_of_settings(settings: Settings, policy: str) -> Engine:
+    """The embedded engine, or the fleet where there is one. Raises Conflict for a second policy on a fleet."""
+    if not settings.has_fleet:
+        from service.engines.transformers_engine import TransformersEngine  # pulls in torch: only here
 
-    return TransformersEngine(max_rows=settings.engine_rows)
+        return TransformersEngine(max_rows=settings.engine_rows)
+    if policy != settings.policy_name:
+        raise Conflict(
+            "fleet_is_taken",
+            f"the engines of this service serve policy {settings.policy_name!r}: start a service of its own, with its "
+            f"own engines, for {policy!r}",
+        )
+    return Fleet(fleet_config(settings, policy))
+
+
+def fleet_config(settings: Settings, policy: str) -> FleetConfig:
+    key = settings.engine_api_key.get_secret_value() if settings.engine_api_key else None
+    return FleetConfig(
+        policy=policy,
+        attached=settings.engine_url,
+        launched=_launch(settings, key),
+        api_key=key,
+        scratch=settings.data / "merged",
+        request_seconds=settings.engine_request_seconds,
+        patience_seconds=settings.engine_patience_seconds,
+        in_flight_reload=settings.engine_reload is ReloadMode.IN_FLIGHT,
+    )
+
+
+def _launch(settings: Settings, api_key: str | None) -> Launch | None:
+    if settings.engine is EngineChoice.TRANSFORMERS:
+        return None
+    kind = Kind(settings.engine)
+    built = Path(".engines") / kind / "bin" / "python"
+    return Launch(
+        kind=kind,
+        python=None if settings.engine_image else (settings.engine_python or built).absolute(),
+        image=settings.engine_image,
+        arguments=settings.engine_args,
+        log=settings.data / f"{kind}.log",
+        api_key=api_key,
+    )
 
 
 @asynccontextmanager
 async def open_parts(
     settings: Settings,
     *,
-    make_engine: Callable[[Settings], Engine] = embedded_engine,
+    make_engine: Callable[[Settings, str], Engine] = engine_of_settings,
     now: Callable[[], datetime] = utc_now,
 ) -> AsyncIterator[Parts]:
     """Opens the store, loads every policy's newest version, and takes up unfinished jobs."""
@@ -122,13 +164,13 @@ async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, 
     """Loads what was live last; publishes the first checkpoint in a new data folder."""
     for name in await store.policies.names():
         newest = (await store.policies.versions(name))[-1]
-        await engines.publish(name, Path(newest.checkpoint), newest.version)
+        await engines.publish(name, await asyncio.to_thread(fetch, newest.checkpoint), newest.version)
     if settings.policy_name not in await store.policies.names():
         await _publish_first(settings, store, engines, now)
         return
     if settings.policy is not None:
         known = [version.checkpoint for version in await store.policies.versions(settings.policy_name)]
-        if str(checkpoint_folder(settings.policy)) not in known:
+        if not any(_is_named(settings.policy, checkpoint) for checkpoint in known):
             raise Conflict(
                 "policy_differs",
                 f"policy {settings.policy_name!r} in {settings.data} has {len(known)} versions and none is "
@@ -137,6 +179,11 @@ async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, 
 
 
 async def _publish_first(settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]) -> None:
-    checkpoint = checkpoint_folder(settings.first_checkpoint)
+    checkpoint = await asyncio.to_thread(fetch, settings.first_checkpoint)
     await engines.publish(settings.policy_name, checkpoint, 1)
-    await store.policies.add(PolicyVersion(settings.policy_name, 1, str(checkpoint), None, now()))
+    await store.policies.add(PolicyVersion(settings.policy_name, 1, checkpoint.source, None, now()))
+
+
+def _is_named(policy: str, known: str) -> bool:
+    """Whether the checkpoint that was published is the one the operator names, at whatever commit of the Hub."""
+    return known == (asked := named(policy)) or known.partition("@")[0] == asked

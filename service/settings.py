@@ -1,9 +1,11 @@
 """What the operator fixes: flags first, then ``REFINERY_*`` variables, then ``refinery.toml``, then these defaults."""
 
 import os
+from enum import StrEnum, auto
 from pathlib import Path
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -12,7 +14,24 @@ from pydantic_settings import (
 )
 
 from service.checkpoints import EMBEDDED
+from service.engines.addresses import WorkerSpec
 from service.run_config import NAME
+
+
+class EngineChoice(StrEnum):
+    TRANSFORMERS = auto()
+    """The embedded engine."""
+    VLLM = auto()
+    SGLANG = auto()
+
+
+class ReloadMode(StrEnum):
+    """What happens to running requests when new weights are published."""
+
+    WAIT = auto()
+    """They finish first: every completion is of one version."""
+    IN_FLIGHT = auto()
+    """They go on under the new weights where the server labels each token with its version (SGLang)."""
 
 
 class Settings(BaseSettings):
@@ -24,8 +43,25 @@ class Settings(BaseSettings):
     port: int = Field(8700, ge=0, le=65_535)
     """0 picks a free one."""
     policy: str | None = None
-    """Checkpoint folder to publish as version 1 when the data folder is new; the embedded one by default."""
+    """Checkpoint folder or Hub id to publish as version 1 when the data folder is new; the embedded one by default."""
     policy_name: str = Field("policy", pattern=NAME)
+    engine: EngineChoice = EngineChoice.TRANSFORMERS
+    """What samples: this process, or a server that the service starts."""
+    engine_python: Path | None = None
+    """Interpreter of the launched engine's environment; by default the one that ``make engines`` built."""
+    engine_image: str | None = None
+    """Docker image to launch instead."""
+    engine_args: tuple[str, ...] = ()
+    """More arguments for the launched server; they win over ours."""
+    engine_url: tuple[WorkerSpec, ...] = ()
+    """Servers to attach to, beside the launched one if there is one."""
+    engine_api_key: SecretStr | None = None
+    """Sent to every attached server, and asked for by a launched one."""
+    engine_reload: ReloadMode = ReloadMode.WAIT
+    engine_request_seconds: float = Field(1800.0, gt=0)
+    """Until a request to an engine counts as lost and its group is sampled elsewhere."""
+    engine_patience_seconds: float = Field(600.0, gt=0)
+    """How long groups wait for an engine to come back before they count as failed."""
     engine_rows: int = Field(512, ge=1)
     """Completions that the embedded engine samples in one batch."""
     verifier_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
@@ -39,6 +75,20 @@ class Settings(BaseSettings):
     @property
     def first_checkpoint(self) -> str:
         return self.policy or str(EMBEDDED)
+
+    @property
+    def has_fleet(self) -> bool:
+        """Whether engine servers sample, rather than this process."""
+        return self.engine is not EngineChoice.TRANSFORMERS or bool(self.engine_url)
+
+    @model_validator(mode="after")
+    def _launch_options_go_with_a_launch(self) -> Self:
+        options = (self.engine_python, self.engine_image, self.engine_args or None)
+        if self.engine is EngineChoice.TRANSFORMERS and any(option is not None for option in options):
+            raise ValueError("--engine-python, --engine-image and engine arguments go with --engine vllm or sglang")
+        if self.engine_python and self.engine_image:
+            raise ValueError("--engine-python and --engine-image exclude each other")
+        return self
 
     @classmethod
     def settings_customise_sources(

@@ -4,7 +4,7 @@ from fastapi import APIRouter
 
 from service.api.routes import IdempotencyKey, PartsDep, job_name
 from service.api.wire import JobOut, PolicyIn, PolicyOut
-from service.checkpoints import checkpoint_folder
+from service.checkpoints import named
 from service.jobs import JobKind
 from service.parts import Parts
 from service.publishing import PublishRequest
@@ -43,7 +43,6 @@ async def publish_version(
 
 
 async def _publish(name: str, request: PublishRequest, parts: Parts, key: str | None) -> JobOut:
-    folder = checkpoint_folder(request.checkpoint)
-    resolved = request.model_copy(update={"checkpoint": str(folder)})
+    resolved = request.model_copy(update={"checkpoint": named(request.checkpoint)})
     job_id = job_name(JobKind.PUBLISH, name, key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUBLISH, name, resolved.model_dump(mode="json")))

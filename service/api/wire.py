@@ -3,6 +3,7 @@
 import base64
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Self, TypeVar
 
@@ -13,6 +14,7 @@ from curation.informativeness import Informativeness
 from curation.keys import prompt_id
 from curation.recipe import Recipe
 from curation.records import Prompt
+from service.engines.base import WorkerState, WorkerView
 from service.jobs import Job, JobEvent, JobKind, JobState
 from service.run_config import NAME, RunConfig
 from service.stages import Invalid
@@ -105,6 +107,25 @@ class PromptsAdded(BaseModel):
 class PolicyIn(Choice):
     name: str = Field(pattern=NAME)
     checkpoint: str = Field(min_length=1, max_length=4096)
+
+
+class WorkerOut(BaseModel):
+    policy: str
+    url: str
+    admin_urls: list[str]
+    dialect: str
+    server: str = Field(description="Name and version of what answers there.")
+    state: WorkerState
+    reason: str
+    version: int | None = Field(description="Of the weights that it was last seen with.")
+    in_flight: int = Field(description="Completions it is working on.")
+    window: int = Field(description="Completions it is given at once.")
+    logprobs: str = Field(description="Which distribution its logprobs are of; see the README.")
+    pid: int | None = Field(description="Of the process, if the service launched it.")
+
+    @classmethod
+    def of(cls, policy: str, view: WorkerView) -> Self:
+        return cls(policy=policy, **asdict(view))
 
 
 class PolicyVersionOut(BaseModel):

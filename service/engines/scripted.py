@@ -1,10 +1,10 @@
 """An engine that answers from a script: for tests, and for trying the service without a model."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 from curation.records import Completion, FinishReason, WeightSpan
-from service.engines.base import Sampled
+from service.checkpoints import Checkpoint
+from service.engines.base import Sampled, WorkerState, WorkerView
 from service.run_config import Sampling
 
 Script = Callable[[str, int, int], str]
@@ -29,8 +29,11 @@ class ScriptedEngine:
         texts = [self._script(prompt, seed, version) for seed in seeds]
         return Sampled([self._completion(text, sampling, version) for text in texts], version)
 
-    async def load(self, checkpoint: Path, version: int) -> None:
+    async def load(self, checkpoint: Checkpoint, version: int) -> None:
         self._version = version
+
+    def workers(self) -> list[WorkerView]:
+        return [WorkerView("script:", (), "script", "", WorkerState.LIVE, "", self._version, 0, 1, "")]
 
     async def close(self) -> None:
         pass

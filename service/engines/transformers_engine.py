@@ -12,15 +12,18 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+import transformers
+from transformers import AutoModelForCausalLM, DynamicCache
 
 from curation.records import Completion, FinishReason, WeightSpan
-from service.engines.base import Sampled
+from service.checkpoints import Checkpoint
+from service.engines.base import Sampled, WorkerState, WorkerView
+from service.engines.merging import merged
+from service.engines.tokens import Tokens
 from service.run_config import Sampling
 from service.stages import EngineFailed, stage
 
@@ -52,7 +55,7 @@ class _Request:
 
 @dataclass(frozen=True, slots=True)
 class _Load:
-    checkpoint: Path
+    checkpoint: Checkpoint
     version: int
     future: Future[None]
 
@@ -62,10 +65,8 @@ class _Policy:
     """Loaded weights with everything that goes with them."""
 
     model: Any
-    tokenizer: Any
+    tokens: Tokens
     version: int
-    context: int
-    eos: frozenset[int]
 
 
 class TransformersEngine:
@@ -75,6 +76,7 @@ class TransformersEngine:
         """`max_rows` is the number of completions in one batch."""
         self._max_rows = max_rows
         self._policy: _Policy | None = None
+        self._in_flight = 0
         self._inbox: queue.SimpleQueue[_Request | _Load | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -87,14 +89,34 @@ class TransformersEngine:
 
     async def sample(self, prompt: str, sampling: Sampling, seeds: Sequence[int]) -> Sampled:
         future: Future[Sampled] = Future()
-        self._inbox.put(_Request(prompt, sampling, seeds, future))
-        return await asyncio.wrap_future(future)
+        self._in_flight += len(seeds)
+        try:
+            self._inbox.put(_Request(prompt, sampling, seeds, future))
+            return await asyncio.wrap_future(future)
+        finally:
+            self._in_flight -= len(seeds)
 
-    async def load(self, checkpoint: Path, version: int) -> None:
+    async def load(self, checkpoint: Checkpoint, version: int) -> None:
         future: Future[None] = Future()
         self._inbox.put(_Load(checkpoint, version, future))
-        with stage(EngineFailed, f"loading {checkpoint}"):
+        with stage(EngineFailed, f"loading {checkpoint.source}"):
             await asyncio.wrap_future(future)
+
+    def workers(self) -> list[WorkerView]:
+        return [
+            WorkerView(
+                url="embedded:",
+                admin_urls=(),
+                dialect="transformers",
+                server=f"transformers {transformers.__version__}",
+                state=WorkerState.LIVE if self._policy else WorkerState.LOADING,
+                reason="",
+                version=self._policy.version if self._policy else None,
+                in_flight=self._in_flight,
+                window=self._max_rows,
+                logprobs="tempered",
+            )
+        ]
 
     async def close(self) -> None:
         self._inbox.put(None)
@@ -124,19 +146,16 @@ class TransformersEngine:
             self._sample_batch(batch)
 
     def _swap(self, load: _Load) -> None:
-        config = AutoConfig.from_pretrained(load.checkpoint)
-        model = AutoModelForCausalLM.from_pretrained(load.checkpoint, config=config, use_safetensors=True).eval()
+        tokens = Tokens(load.checkpoint.full.folder)
+        if load.checkpoint.base is None:
+            model = AutoModelForCausalLM.from_pretrained(load.checkpoint.folder, use_safetensors=True)
+        else:
+            model = merged(load.checkpoint)
+        model = model.eval()
         if model.num_parameters() <= SMALL:
             model = model.double()
             torch.set_num_threads(1)  # threads of so small a product only wait for each other
-        eos = model.generation_config.eos_token_id
-        self._policy = _Policy(
-            model=model,
-            tokenizer=AutoTokenizer.from_pretrained(load.checkpoint),
-            version=load.version,
-            context=config.max_position_embeddings,
-            eos=frozenset([eos] if isinstance(eos, int) else eos or []),
-        )
+        self._policy = _Policy(model, tokens, load.version)
 
     def _sample_batch(self, batch: list[_Request]) -> None:
         ready: list[tuple[_Request, list[_Row]]] = []
@@ -163,15 +182,10 @@ class TransformersEngine:
 
     def _rows(self, request: _Request) -> list[_Row]:
         """Raises EngineFailed for a prompt that the policy cannot read."""
-        policy, limit = self._loaded, request.sampling.max_tokens
-        prompt_ids = policy.tokenizer(request.prompt).input_ids
-        unknown = policy.tokenizer.unk_token_id
-        if not prompt_ids or (unknown is not None and unknown in prompt_ids):
-            raise EngineFailed(f"the policy's tokenizer cannot express the prompt {request.prompt[:100]!r}")
-        if len(prompt_ids) + limit > policy.context:
-            raise EngineFailed(
-                f"{len(prompt_ids)} prompt tokens and max_tokens {limit} exceed the context of {policy.context}"
-            )
+        prompt_ids, limit = (
+            self._loaded.tokens.prompt_ids(request.prompt, request.sampling),
+            request.sampling.max_tokens,
+        )
         return [
             _Row(prompt_ids, request.sampling, np.random.Generator(np.random.Philox(key=seed)).random(limit))
             for seed in request.seeds
@@ -179,10 +193,9 @@ class TransformersEngine:
 
     def _completion(self, row: _Row) -> Completion:
         policy = self._loaded
-        stopped = bool(row.token_ids) and row.token_ids[-1] in policy.eos
-        said = row.token_ids[:-1] if stopped else row.token_ids
+        stopped = policy.tokens.is_ended(row.token_ids)
         return Completion(
-            text=policy.tokenizer.decode(said),
+            text=policy.tokens.text(row.token_ids),
             token_ids_T=tuple(row.token_ids),
             logprobs_T=tuple(row.logprobs),
             finish_reason=FinishReason.STOP if stopped else FinishReason.LENGTH,
@@ -212,8 +225,7 @@ def _generate(policy: _Policy, rows: list[_Row]) -> None:
     if not rows:
         return
     width = max(len(row.prompt_ids) for row in rows)
-    pad = policy.tokenizer.pad_token_id or 0
-    ids_BT = torch.tensor([[pad] * (width - len(row.prompt_ids)) + row.prompt_ids for row in rows])
+    ids_BT = torch.tensor([[policy.tokens.pad] * (width - len(row.prompt_ids)) + row.prompt_ids for row in rows])
     mask_BT = torch.tensor([[0] * (width - len(row.prompt_ids)) + [1] * len(row.prompt_ids) for row in rows])
     position_BT = (mask_BT.cumsum(1) - 1).clamp(min=0)
     cache = DynamicCache(config=policy.model.config)
@@ -248,7 +260,7 @@ def _generate(policy: _Policy, rows: list[_Row]) -> None:
 
 
 def _is_finished(row: _Row, policy: _Policy) -> bool:
-    return len(row.token_ids) == row.sampling.max_tokens or bool(row.token_ids and row.token_ids[-1] in policy.eos)
+    return len(row.token_ids) == row.sampling.max_tokens or policy.tokens.is_ended(row.token_ids)
 
 
 def _draw(logits_BV: torch.Tensor, rows: list[_Row]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -10,6 +10,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.app import create_app
+from service.checkpoints import EMBEDDED
 from service.engines.scripted import Script, ScriptedEngine
 from service.parts import open_parts
 from service.settings import Settings
@@ -28,11 +29,11 @@ OpenService = Callable[..., AbstractContextManager[TestClient]]
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
-    """A folder that looks like a checkpoint; the scripted engine does not read it."""
+    """A checkpoint; the scripted engine does not read it."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
-        (folder / name).write_text("{}")
+    for file in EMBEDDED.iterdir():
+        (folder / file.name).symlink_to(file)
     return folder
 
 
@@ -45,7 +46,7 @@ def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
         chosen = Settings.model_validate(
             {"data": tmp_path / data, "policy": str(checkpoint), "verifier_workers": 1} | settings
         )
-        app = create_app(partial(open_parts, chosen, make_engine=lambda _: ScriptedEngine(script)))
+        app = create_app(partial(open_parts, chosen, make_engine=lambda *_: ScriptedEngine(script)))
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from curation.records import Completion, FinishReason
-from service.checkpoints import EMBEDDED
+from service.checkpoints import EMBEDDED, Checkpoint, open_folder
 from service.engines.base import Sampled
 from service.engines.transformers_engine import TransformersEngine
 from service.run_config import Sampling
@@ -26,7 +26,7 @@ def with_engine(use: Callable[[TransformersEngine], Awaitable[T]], *, max_rows: 
     async def run() -> T:
         engine = TransformersEngine(max_rows=max_rows)
         try:
-            await engine.load(EMBEDDED, 1)
+            await engine.load(open_folder(EMBEDDED), 1)
             return await use(engine)
         finally:
             await engine.close()
@@ -130,7 +130,7 @@ def test_a_reload_relabels_what_comes_after_it_and_nothing_before(tmp_path: Path
     async def use(engine: TransformersEngine) -> list[Sampled]:
         before = asyncio.create_task(engine.sample(PROMPTS[0], SAMPLING, SEEDS))
         await asyncio.sleep(0)
-        await engine.load(other, 2)
+        await engine.load(open_folder(other), 2)
         after = await engine.sample(PROMPTS[0], SAMPLING, SEEDS)
         return [await before, after]
 
@@ -154,7 +154,7 @@ def test_a_broken_checkpoint_leaves_the_old_weights_serving(tmp_path: Path) -> N
 
     async def use(engine: TransformersEngine) -> tuple[int, Sampled]:
         with pytest.raises(EngineFailed, match="loading"):
-            await engine.load(tmp_path, 2)
+            await engine.load(Checkpoint(str(tmp_path), tmp_path), 2)
         return engine.policy_version, await engine.sample(PROMPTS[0], SAMPLING, SEEDS)
 
     version, sampled = with_engine(use)

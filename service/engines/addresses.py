@@ -1,0 +1,57 @@
+"""Where engine servers are, as operators write it down."""
+
+from enum import StrEnum, auto
+
+from pydantic import Field, field_validator, model_validator
+
+from curation.choice import Choice
+
+URL = r"^https?://[^\s/?#,]+(/[^\s?#,]*)?$"
+
+
+class Kind(StrEnum):
+    """Which dialect a server speaks."""
+
+    VLLM = auto()
+    SGLANG = auto()
+    OPENAI = auto()
+    """``/v1/completions`` and no control routes: its version is what the operator says."""
+
+
+class WorkerSpec(Choice):
+    """One worker of the fleet. As text: ``URL[,admin=URL]...[,dialect=KIND][,version=N]``."""
+
+    url: str = Field(pattern=URL)
+    """Takes generation: a server, or a router in front of several."""
+    admin_urls: tuple[str, ...] = ()
+    """Every server behind it, because routers do not pass control on. Empty: the URL itself."""
+    dialect: Kind | None = None
+    """None: found out by asking."""
+    version: int | None = Field(None, ge=1)
+    """For a server without control routes: the policy version that it serves, for good."""
+
+    @field_validator("url", "admin_urls")
+    @classmethod
+    def _no_slash_at_the_end(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        return value.rstrip("/") if isinstance(value, str) else tuple(url.rstrip("/") for url in value)
+
+    @model_validator(mode="after")
+    def _version_goes_with_openai(self) -> "WorkerSpec":
+        if (self.version is not None) != (self.dialect is Kind.OPENAI):
+            raise ValueError("a version belongs to dialect=openai and to no other: the others are told theirs")
+        return self
+
+
+def parse_worker(text: str) -> WorkerSpec:
+    """Raises ValueError for text that is not of the form above."""
+    url, *options = text.split(",")
+    pairs = [option.partition("=") for option in options]
+    fields: dict[str, object] = {name: value for name, _, value in pairs if name != "admin"}
+    if unknown := fields.keys() - {"dialect", "version"}:
+        raise ValueError(f"{text!r}: {sorted(unknown)} is none of admin, dialect, version")
+    if "version" in fields:
+        fields["version"] = int(str(fields["version"]))
+    if "dialect" in fields:
+        fields["dialect"] = Kind(str(fields["dialect"]))
+    admins = tuple(value for name, _, value in pairs if name == "admin")
+    return WorkerSpec.model_validate({"url": url, "admin_urls": admins} | fields)
