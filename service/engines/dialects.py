@@ -32,6 +32,8 @@ class LogprobsOf(StrEnum):
     """At the sampling temperature, renormalised over what top-p and top-k leave."""
     RAW = auto()
     """Full softmax at temperature 1."""
+    UNKNOWN = auto()
+    """One of the above."""
 
     def is_exact(self, sampling: Sampling) -> bool:
         """Whether they are what a trainer needs: full softmax at the sampling temperature (1 for greedy)."""
@@ -43,6 +45,8 @@ class LogprobsOf(StrEnum):
                 return whole
             case LogprobsOf.RAW:
                 return sampling.temperature in (0, 1)
+            case LogprobsOf.UNKNOWN:
+                return whole and sampling.temperature in (0, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,14 +161,14 @@ _COMPLETIONS = TypeAdapter(_Completions)
 class OpenAI:
     """``POST /v1/completions`` with token ids in; whether ids come out depends on the server (vLLM and SGLang do).
 
-    Logprobs are taken as `RAW`, and only used where every server means the same by them.
+    Which logprobs come back is not standardised, so they are used only where every server means the same by them.
     """
 
     kind = Kind.OPENAI
 
     async def describe(self, admin: Link) -> Facts:
         model = await _served_model(admin)
-        return Facts("OpenAI-compatible", model["id"], None, model.get("max_model_len"), LogprobsOf.RAW)
+        return Facts("OpenAI-compatible", model["id"], None, model.get("max_model_len"), LogprobsOf.UNKNOWN)
 
     async def sample(self, link: Link, ask: Ask, *, seconds: float) -> list[Said]:
         sampling, n = ask.sampling, len(ask.seeds)

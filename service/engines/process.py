@@ -101,7 +101,7 @@ class EngineProcess:
 
     def __init__(self, launch: Launch) -> None:
         self.launch = launch
-        self.port = _free_port()
+        self.port = free_port()
         self._process: asyncio.subprocess.Process | None = None
         self._gpu: bool | None = None
 
@@ -194,7 +194,7 @@ async def _probe(launch: Launch) -> bool:
     return bool(found["gpu"])
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

@@ -29,6 +29,7 @@ from service.stages import EngineFailed, stage
 
 SMALL = 20_000_000
 """Parameters up to which weights are held in float64."""
+CANARY = Sampling(n=1, max_tokens=1)
 LOGPROB_DECIMALS = 6
 """Logprobs are rounded to what batching cannot change."""
 
@@ -152,6 +153,8 @@ class TransformersEngine:
         else:
             model = merged(load.checkpoint)
         model = model.eval()
+        if not model(input_ids=torch.tensor([tokens.prompt_ids("1 + 1 =", CANARY)])).logits.isfinite().all():
+            raise EngineFailed(f"{load.checkpoint.source} answers no numbers: have the weights diverged?")
         if model.num_parameters() <= SMALL:
             model = model.double()
             torch.set_num_threads(1)  # threads of so small a product only wait for each other
