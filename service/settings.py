@@ -86,6 +86,9 @@ class Settings(BaseSettings):
         options = (self.engine_python, self.engine_image, self.engine_args or None)
         if self.engine is EngineChoice.TRANSFORMERS and any(option is not None for option in options):
             raise ValueError("--engine-python, --engine-image and engine arguments go with --engine vllm or sglang")
+        admins = [url for spec in self.engine_url for url in spec.admin_urls or (spec.url,)]
+        if len(set(admins)) < len(admins):
+            raise ValueError("--engine-url names a server twice: two changes of weights at once end an SGLang server")
         if self.engine_python and self.engine_image:
             raise ValueError("--engine-python and --engine-image exclude each other")
         return self

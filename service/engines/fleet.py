@@ -248,6 +248,7 @@ class Fleet:
         target = self._target
         assert target is not None
         try:
+            await worker.knock()
             await worker.bring(target, in_flight=False)
         except EngineFailed as failure:
             logger.warning("worker %s is not back: %s", worker, failure)

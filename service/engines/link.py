@@ -10,6 +10,7 @@
 """
 
 import asyncio
+import os
 from typing import Any, TypeVar
 
 import aiohttp
@@ -87,7 +88,7 @@ class Link:
         except TimeoutError as error:
             raise Unreachable(f"{where}: no answer in {seconds:g} s") from error
         except aiohttp.ClientConnectorError as error:
-            raise NotConnected(f"{where}: {error.os_error.strerror or error}") from error
+            raise NotConnected(f"{where}: {os.strerror(error.os_error.errno or 0).lower()}") from error
         except (aiohttp.ClientError, OSError) as error:
             raise Unreachable(f"{where}: {error or type(error).__name__}") from error
         if response.status < 300:
