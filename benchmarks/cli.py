@@ -2,6 +2,7 @@
 
 import json
 from enum import StrEnum, auto
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -13,6 +14,7 @@ from benchmarks.report import document
 
 class Bench(StrEnum):
     SELECT = auto()
+    ENGINE = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -20,14 +22,22 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    name: Bench, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False
+    name: Bench,
+    engine: Annotated[list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default.")] = None,
+    engine_python: Annotated[Path | None, typer.Option(help="For engine: Python of its own environment.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
-    from benchmarks import select
-
     match name:
         case Bench.SELECT:
+            from benchmarks import select
+
             figures = select.run()
+        case Bench.ENGINE:
+            from benchmarks import engine as engines
+            from service.engines.addresses import Kind
+
+            figures = engines.run(tuple(map(Kind, engine or ("vllm", "sglang"))), engine_python)
     if as_json:
         print(json.dumps(document(name, figures)))
         return

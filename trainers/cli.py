@@ -70,10 +70,18 @@ def dpo(
 def demo(
     out: Annotated[Path | None, typer.Option(help="Folder for data, checkpoints and report.")] = None,
     seed: Annotated[int, typer.Option(help="Decides problems, samples and training.")] = 0,
+    engine: Annotated[str | None, typer.Option(help="vllm or sglang instead of the embedded engine.")] = None,
+    engine_python: Annotated[Path | None, typer.Option(help="Python of the engine's own environment.")] = None,
     keep_serving: Annotated[bool, typer.Option(help="Leave the service running at the end, until Ctrl-C.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """The whole loop on this machine: prompts, GRESO, rollouts, verdicts, pairs, DPO, and a better policy."""
     from trainers.demo import run_demo
+    from trainers.launch import NotStarted
 
-    run_demo(out, seed=seed, keep_serving=keep_serving, as_json=as_json)
+    choice = ["--engine", engine] if engine else []
+    choice += ["--engine-python", str(engine_python)] if engine_python else []
+    try:
+        run_demo(out, seed=seed, engine=choice, keep_serving=keep_serving, as_json=as_json)
+    except NotStarted as failure:
+        sys.exit(f"refinery demo: {failure}")

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import sqrt
@@ -36,6 +36,9 @@ RECIPE = {
     "down_sampling": {"kind": "max_variance", "keep": 4},
     "pairs": {"kind": "one_random_pair"},
 }
+HELD_OUT_RUNS = ("held-out-before", "held-out-after")
+HELD_OUT_EVERY = 10
+"""Every so manieth greedy answer is compared with transformers."""
 TRAINING = ("--learning-rate", "3e-4", "--batch", "32", "--max-length", "256")
 """One pair per group and one epoch: four pairs per group took twice the time and forgot the easy problems."""
 
@@ -54,14 +57,20 @@ class Accuracy:
         return sqrt(self.overall * (1 - self.overall) / self.problems)
 
 
-def run_demo(out: Path | None, *, seed: int, keep_serving: bool, as_json: bool) -> None:
+def run_demo(out: Path | None, *, seed: int, engine: Sequence[str] = (), keep_serving: bool, as_json: bool) -> None:
+    """`engine` is what ``refinery serve`` is told about it; without anything the embedded one samples."""
     console = Console(quiet=as_json)
     folder = out or _free_folder(Path("refinery-demo"))
     folder.mkdir(parents=True, exist_ok=True)
     began = time.monotonic()
-    with running_service(folder / "data", log=folder / "service.log") as url, Refinery(url) as refinery:
+    if engine:
+        console.print("starting the engine; that takes a minute")
+    with running_service(folder / "data", *engine, log=folder / "service.log") as url, Refinery(url) as refinery:
         console.print(f"service {url}, data and report in {folder}")
         report = _improve(refinery, folder, seed, console)
+        report["workers"] = refinery.get("/v1/workers")
+        if engine:
+            report["reload"] = _check_reload(refinery, console)
         report["seconds"] = round(time.monotonic() - began, 1)
         (folder / "report.json").write_text(json.dumps(report, indent=1))
         draw_charts(report, folder)
@@ -77,7 +86,7 @@ def _improve(refinery: Refinery, folder: Path, seed: int, console: Console) -> d
     levels = _add_prompts(refinery, seed)
     with _bars(console) as bars:
         harvested = _sample(refinery, "demo", "demo", SAMPLING, bars, seed, passes=PASSES)
-        before = _evaluate(refinery, "held-out-before", levels, bars, seed)
+        before = _evaluate(refinery, HELD_OUT_RUNS[0], levels, bars, seed)
 
     recipe = RECIPE | {"runs": ["demo"], "seed": seed}
     dataset = refinery.post("/v1/datasets", {"name": "demo", "recipe": recipe})
@@ -89,7 +98,7 @@ def _improve(refinery: Refinery, folder: Path, seed: int, console: Console) -> d
         _train(train_url, checkpoint, folder, refinery.url, seed)
 
     with _bars(console) as bars:
-        after = _evaluate(refinery, "held-out-after", levels, bars, seed)
+        after = _evaluate(refinery, HELD_OUT_RUNS[1], levels, bars, seed)
         _sample(refinery, "demo-after", "demo", SAMPLING, bars, seed, passes=1)
     run = refinery.get("/v1/runs/demo")
     return {
@@ -124,7 +133,9 @@ def _sample(
     """Considers every prompt of the set `passes` times; GRESO chooses, except for greedy evaluation."""
     selector = {"kind": "all" if sampling["n"] == 1 else "greso"}
     config = {"name": run, "policy": "policy", "prompt_set": prompt_set, "selector": selector, "seed": seed}
-    refinery.post("/v1/runs", config | {"sampling": sampling, "batch": {"prompts": 192, "groups": 64}})
+    retain = "all" if sampling["n"] == 1 else "informative"
+    batch = {"prompts": 192, "groups": 64}
+    refinery.post("/v1/runs", config | {"sampling": sampling, "batch": batch, "retain": retain})
     job = refinery.post(f"/v1/runs/{run}/rollouts", {"passes": passes})
     bar = bars.add_task(run, total=None, note="")
 
@@ -153,6 +164,28 @@ def _evaluate(refinery: Refinery, run: str, levels: dict[str, str], bars: Progre
     every = [answer for answers in right.values() for answer in answers]
     by_level = {level.name: fmean(right[level.name]) for level in LEVELS if right[level.name]}
     return Accuracy(by_level, fmean(every), len(every))
+
+
+def _check_reload(refinery: Refinery, console: Console) -> Json:
+    """Whether the engine's greedy answers are those of the version it had, before and after the publication."""
+    from trainers.agreement import Greedy, agreement  # pulls in torch: only when there is something to compare
+
+    texts = {prompt["id"]: prompt["prompt"] for prompt in refinery.prompts("held-out")}
+    found: Json = {}
+    answers: dict[str, dict[str, Greedy]] = {}
+    for version, run in zip(refinery.get("/v1/policies/policy")["versions"], HELD_OUT_RUNS, strict=True):
+        groups = sorted(refinery.groups(run), key=lambda group: str(group["prompt_id"]))[::HELD_OUT_EVERY]
+        rollouts = {g["prompt_id"]: refinery.get(f"/v1/groups/{g['id']}")["members"][0] for g in groups}
+        answers[run] = {i: Greedy(texts[i], r["token_ids"], r["logprobs"]) for i, r in rollouts.items()}
+        found[run] = agreement(list(answers[run].values()), Path(version["checkpoint"]))._asdict()
+        console.print(
+            f"{run}: {found[run]['equal']} of {found[run]['compared']} greedy answers are those of transformers on "
+            f"version {version['version']}; logprobs differ by at most {found[run]['worst_logprob']:.1e}"
+        )
+    before, after = (answers[run] for run in HELD_OUT_RUNS)
+    found["changed"] = sum(before[i].token_ids_T != after[i].token_ids_T for i in before.keys() & after.keys())
+    console.print(f"{found['changed']} of them changed with the reload")
+    return found
 
 
 def _train(dataset: str, checkpoint: str, folder: Path, service: str, seed: int) -> None:
