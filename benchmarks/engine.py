@@ -16,7 +16,7 @@ import aiohttp
 
 from benchmarks.report import Figure, spread
 from curation.keys import seed_for
-from service.checkpoints import EMBEDDED, open_folder
+from service.checkpoints import EMBEDDED
 from service.engines.addresses import Kind
 from service.engines.dialects import DIALECTS, Ask
 from service.engines.link import Link
@@ -28,40 +28,76 @@ from trainers.client import Refinery
 from trainers.launch import running_service
 from trainers.tasks import LEVELS, distinct
 
-GROUPS = 400
 SAMPLING = Sampling(n=8, max_tokens=64)
 REPEATS = 3
+GROUPS = 100
+EMBEDDED_GROUPS = 400
 REQUEST_SECONDS = 600.0
 
 
 def run(kinds: tuple[Kind, ...], python: Path | None) -> dict[str, Figure]:
-    """`vllm_ratio`, `sglang_ratio`: service over bare client, per repeat. Also the rates themselves."""
+    """`vllm_ratio`, `sglang_ratio`: service over bare client, per repeat, with a policy that gives the engine
+    some work. `vllm_embedded_ratio`...: with the embedded policy, a token of which costs an engine next to nothing, so
+    that on a machine without a GPU the ratio is mostly about who gets the cores."""
     figures: dict[str, Figure] = {}
     for kind in kinds:
         with tempfile.TemporaryDirectory() as folder:
-            figures |= asyncio.run(_measure(kind, python, Path(folder)))
+            random_policy(Path(folder) / "policy")
+            figures |= asyncio.run(_measure(kind, f"{kind}", python, Path(folder), Path(folder) / "policy", GROUPS))
+        with tempfile.TemporaryDirectory() as folder:
+            name = f"{kind}_embedded"
+            figures |= asyncio.run(_measure(kind, name, python, Path(folder), EMBEDDED, EMBEDDED_GROUPS))
     return figures
 
 
-async def _measure(kind: Kind, python: Path | None, folder: Path) -> dict[str, Figure]:
+def random_policy(folder: Path) -> None:
+    """An untrained Qwen2 of 11 million parameters that reads bytes: its answers are noise, and as long as allowed."""
+    import torch
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    from trainers.policy import byte_tokenizer
+
+    torch.manual_seed(0)
+    tokenizer = byte_tokenizer()
+    config = Qwen2Config(
+        vocab_size=len(tokenizer),
+        hidden_size=384,
+        intermediate_size=1024,
+        num_hidden_layers=6,
+        num_attention_heads=6,
+        num_key_value_heads=6,
+        max_position_embeddings=256,
+        tie_word_embeddings=True,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        bos_token_id=None,
+    )
+    Qwen2ForCausalLM(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+async def _measure(
+    kind: Kind, name: str, python: Path | None, folder: Path, policy: Path, groups: int
+) -> dict[str, Figure]:
     built = Path(".engines") / kind / "bin" / "python"
     process = EngineProcess(Launch(kind, (python or built).absolute(), None, (), folder / f"{kind}.log"))
     try:
-        await process.start(EMBEDDED)
+        await process.start(policy)
         window = await _window(process, kind)
         bare, served = [], []
-        with _service(process.url, folder) as refinery:
-            prompts = _add_prompts(refinery)
+        tokens = Tokens(policy)
+        with _service(process.url, policy, folder) as refinery:
+            prompts = _add_prompts(refinery, groups)
             for repeat in range(REPEATS + 1):
-                bare.append(await _bare(process.url, kind, list(prompts.values()), window, repeat))
+                bare.append(await _bare(process.url, kind, tokens, list(prompts.values()), window, repeat))
                 served.append(await asyncio.to_thread(_served, refinery, list(prompts), repeat))
     finally:
         await process.stop()
     ratios = [ours / theirs for ours, theirs in zip(served[1:], bare[1:], strict=True)]  # the first warms up
     return {
-        f"{kind}_ratio": spread(ratios, "x"),
-        f"{kind}_rollouts_per_second": spread(served[1:], "rollouts/s"),
-        f"{kind}_bare_rollouts_per_second": spread(bare[1:], "rollouts/s"),
+        f"{name}_ratio": spread(ratios, "x"),
+        f"{name}_rollouts_per_second": spread(served[1:], "rollouts/s"),
+        f"{name}_bare_rollouts_per_second": spread(bare[1:], "rollouts/s"),
     }
 
 
@@ -79,23 +115,22 @@ async def _window(process: EngineProcess, kind: Kind) -> int:
 
 
 @contextmanager
-def _service(url: str, folder: Path) -> Iterator[Refinery]:
-    attach = ("--engine-url", url)
+def _service(url: str, policy: Path, folder: Path) -> Iterator[Refinery]:
+    attach = ("--engine-url", url, "--policy", str(policy))
     with running_service(folder / "data", *attach, log=folder / "service.log") as service, Refinery(service) as client:
         yield client
 
 
-def _add_prompts(refinery: Refinery) -> dict[str, str]:
+def _add_prompts(refinery: Refinery, groups: int) -> dict[str, str]:
     """Text by id."""
-    each = -(-GROUPS // len(LEVELS))
+    each = -(-groups // len(LEVELS))
     rows = [p.as_prompt() for level in LEVELS for p in distinct(level, each, seed=0, held_out=False)]
-    refinery.add_prompts(rows[:GROUPS], "bench")
+    refinery.add_prompts(rows[:groups], "bench")
     return {prompt["id"]: prompt["prompt"] for prompt in refinery.prompts("bench")}
 
 
-async def _bare(url: str, kind: Kind, texts: list[str], window: int, repeat: int) -> float:
+async def _bare(url: str, kind: Kind, tokens: Tokens, texts: list[str], window: int, repeat: int) -> float:
     """Rollouts/s of a client that keeps the window full and drops what it gets."""
-    tokens = Tokens(open_folder(EMBEDDED).folder)
     room = asyncio.Semaphore(window // SAMPLING.n)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         link = Link(session, url, None)

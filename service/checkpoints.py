@@ -106,7 +106,9 @@ def _checked(path: Path, source: str) -> Checkpoint:
         base = _json(path / ADAPTER[0]).get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise Invalid("checkpoint_incomplete", f"{path / ADAPTER[0]} does not name its base_model_name_or_path")
-        checkpoint = Checkpoint(source, path, fetch(base))
+        if Path(base).expanduser().resolve() == path or (full := fetch(base)).base is not None:
+            raise Invalid("checkpoint_incomplete", f"the base {base} of adapter {path} is itself an adapter")
+        checkpoint = Checkpoint(source, path, full)
     else:
         _require(path, FULL)
         checkpoint = Checkpoint(source, path)
@@ -123,6 +125,9 @@ def _require(path: Path, patterns: tuple[str, ...]) -> None:
 def _shapes(folder: Path) -> Shapes:
     index = folder / "model.safetensors.index.json"
     shards = set(_json(index).get("weight_map", {}).values()) if index.exists() else ()
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise Invalid("checkpoint_damaged", f"{index} names {shard}: {shard} is no file of the checkpoint")
     shapes: Shapes = {}
     for file in [folder / name for name in sorted(shards)] or sorted(folder.glob("*.safetensors")):
         try:
@@ -147,11 +152,12 @@ def _json(file: Path) -> dict[str, Any]:
 
 def _download(repo: str, revision: str | None) -> Checkpoint:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
         folder = snapshot_download(repo, revision=revision, allow_patterns=list(HUB_FILES))
-    except (RepositoryNotFoundError, RevisionNotFoundError, EntryNotFoundError) as error:
-        raise NotFound("checkpoint_not_found", f"the Hub has no {repo}@{revision or 'main'} for this token") from error
+    except (HfHubHTTPError, LocalEntryNotFoundError) as error:
+        said = str(error).splitlines()[0]
+        raise NotFound("checkpoint_not_found", f"the Hub gives no {repo}@{revision or 'main'}: {said}") from error
     path = Path(folder)  # .../snapshots/<commit>
     return _checked(path, f"{repo}@{path.name}")

@@ -120,6 +120,7 @@ class WorkerOut(BaseModel):
     version: int | None = Field(description="Of the weights that it was last seen with.")
     in_flight: int = Field(description="Completions it is working on.")
     window: int = Field(description="Completions it is given at once.")
+    answered: int = Field(description="Completions it has answered since the service started.")
     logprobs: str = Field(description="Which distribution its logprobs are of; see the README.")
     pid: int | None = Field(description="Of the process, if the service launched it.")
 

@@ -47,6 +47,8 @@ class WorkerView:
     """Completions that it is working on."""
     window: int
     """Completions that it is given at once."""
+    answered: int
+    """Completions it has answered since the service started."""
     logprobs: str
     """Which distribution its logprobs are of."""
     pid: int | None = None

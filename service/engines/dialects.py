@@ -62,6 +62,7 @@ class Facts:
     logprobs: LogprobsOf
     reloads_tied_head: bool = True
     takes_adapters: bool = False
+    takes_seeds: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +73,9 @@ class Ask:
     prompt_ids: list[int]
     sampling: Sampling
     seeds: Sequence[int]
+    """One per completion."""
+    seeded: bool = True
+    """Whether the server is told them."""
 
 
 class Span(BaseModel):
@@ -176,13 +180,13 @@ class OpenAI:
             "model": ask.model,
             "prompt": ask.prompt_ids,
             "n": n,
-            # The server seeds completion i with seed + i.
-            "seed": ask.seeds[0] % (2**SEED_BITS - n),
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
             "logprobs": 0,
         }
+        if ask.seeded:  # the server seeds completion i with seed + i
+            body["seed"] = ask.seeds[0] % (2**SEED_BITS - n)
         answer = await link.ask("/v1/completions", body | self._extras(sampling), _COMPLETIONS, seconds=seconds)
         choices = sorted(answer.choices, key=lambda choice: choice.index)
         return [self._said(choice) for choice in choices]
@@ -245,6 +249,8 @@ class Vllm(OpenAI):
             context=model.get("max_model_len"),
             logprobs=LogprobsOf.PROCESSED if mode == "processed_logprobs" else LogprobsOf.RAW,
             reloads_tied_head=not on_cpu or self._is_extended(config),
+            # With chunked prefill on a CPU a seed ends the server (0.31.0: "CPU Generator does not use offset").
+            takes_seeds=not (on_cpu and config["scheduler_config"]["enable_chunked_prefill"]),
             takes_adapters=bool(config.get("lora_config")),
         )
 

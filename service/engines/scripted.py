@@ -33,7 +33,7 @@ class ScriptedEngine:
         self._version = version
 
     def workers(self) -> list[WorkerView]:
-        return [WorkerView("script:", (), "script", "", WorkerState.LIVE, "", self._version, 0, 1, "")]
+        return [WorkerView("script:", (), "script", "", WorkerState.LIVE, "", self._version, 0, 1, len(self.asked), "")]
 
     async def close(self) -> None:
         pass

@@ -78,6 +78,7 @@ class TransformersEngine:
         self._max_rows = max_rows
         self._policy: _Policy | None = None
         self._in_flight = 0
+        self._answered = 0
         self._inbox: queue.SimpleQueue[_Request | _Load | None] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._serve, name="engine", daemon=True)
         self._thread.start()
@@ -93,7 +94,9 @@ class TransformersEngine:
         self._in_flight += len(seeds)
         try:
             self._inbox.put(_Request(prompt, sampling, seeds, future))
-            return await asyncio.wrap_future(future)
+            sampled = await asyncio.wrap_future(future)
+            self._answered += len(seeds)
+            return sampled
         finally:
             self._in_flight -= len(seeds)
 
@@ -115,6 +118,7 @@ class TransformersEngine:
                 version=self._policy.version if self._policy else None,
                 in_flight=self._in_flight,
                 window=self._max_rows,
+                answered=self._answered,
                 logprobs="tempered",
             )
         ]

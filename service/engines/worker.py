@@ -86,6 +86,7 @@ class Worker:
         """Version of every label that this worker was given."""
         self._canaries: dict[str, list[float]] = {}
         """What it answered to the canary with each of them."""
+        self._answered = 0
         self.answered_at = -math.inf
         """Monotonic seconds of its last completed group."""
         self._idle = asyncio.Event()
@@ -108,6 +109,7 @@ class Worker:
             version=self._held.version if self._held else None,
             in_flight=self.in_flight,
             window=self.window,
+            answered=self._answered,
             logprobs=self._facts.logprobs if self._facts else "",
             pid=self.process.pid if self.process else None,
         )
@@ -155,6 +157,7 @@ class Worker:
             raise Unreachable(f"{self} went down: {self.reason}")
         said_G = request.result()
         self.answered_at = time.monotonic()
+        self._answered += len(said_G)
         if len(said_G) != len(seeds):
             raise Fault(f"{self} answered {len(said_G)} completions where {len(seeds)} were asked for")
         self.window = min(self._widest, self.window + 1)
@@ -162,7 +165,8 @@ class Worker:
 
     async def _ask(self, prompt_ids: list[int], sampling: Sampling, seeds: Sequence[int]) -> list[Said]:
         assert self._dialect is not None
-        ask = Ask(self._model, prompt_ids, sampling, seeds)
+        assert self._facts is not None
+        ask = Ask(self._model, prompt_ids, sampling, seeds, seeded=self._facts.takes_seeds)
         return await self._dialect.sample(self._link, ask, seconds=self._request_seconds)
 
     def _completion(self, said: Said, held: Target, sampling: Sampling) -> Completion:
@@ -361,4 +365,5 @@ def _weakest(facts: Sequence[Facts]) -> Facts:
         context=min(contexts, default=None),
         reloads_tied_head=all(f.reloads_tied_head for f in facts),
         takes_adapters=all(f.takes_adapters for f in facts),
+        takes_seeds=all(f.takes_seeds for f in facts),
     )

@@ -8,8 +8,10 @@
 
 import asyncio
 import fcntl
+import math
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
@@ -28,6 +30,8 @@ SCHEMA = (Path(__file__).parent / "schema.sql").read_text()
 SCHEMA_VERSION = "1"
 MOST_PER_COMMIT = 256
 """Writes that share one commit at most."""
+COMMIT_SECONDS = 0.05
+"""Least time between two commits."""
 READERS = 4
 
 
@@ -125,13 +129,17 @@ class Duck:
 
     def _write_forever(self) -> None:
         closing = False
+        committed = -math.inf
         while not closing:
             batch = [self._writes.get()]
+            # A lone write goes at once; in a stream of them the many share what one commit costs.
+            time.sleep(max(0.0, committed + COMMIT_SECONDS - time.monotonic()))
             while len(batch) < MOST_PER_COMMIT and not self._writes.empty():
                 batch.append(self._writes.get())
             closing = None in batch
             # From here on a caller who stops waiting no longer stops the write.
             self._commit([write for write in batch if write and write[1].set_running_or_notify_cancel()])
+            committed = time.monotonic()
 
     def _commit(self, writes: list[tuple[Callable[[Transaction], Any], Future[Any]]]) -> None:
         if not writes:

@@ -1,6 +1,7 @@
 """Engines for tests. The servers are real, and started once for all tests that need them."""
 
 import asyncio
+import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,7 +17,7 @@ from service.engines.base import Engine
 from service.engines.fleet import Fleet, FleetConfig
 from service.engines.merging import merged_folder
 from service.engines.transformers_engine import TransformersEngine
-from tests.engines.servers import Server, python_of
+from tests.engines.servers import Server, python_of, start_router
 
 T = TypeVar("T")
 
@@ -49,6 +50,7 @@ class Servers:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
         self._running: dict[str, Server] = {}
+        self._routers: list[subprocess.Popen[bytes]] = []
 
     def start(self, *names: str) -> list[Server]:
         """Servers by name: ``vllm``, ``vllm-2``, ``vllm-plain`` (no control routes), ``sglang``..."""
@@ -62,7 +64,16 @@ class Servers:
                 )
         return [self._running[name].wait() for name in names]
 
+    def router(self, *servers: Server) -> str:
+        """URL of sglang-router in front of these."""
+        url, process = start_router([server.url for server in servers], self._logs / "router.log")
+        self._routers.append(process)
+        return url
+
     def stop(self) -> None:
+        for router in self._routers:
+            router.terminate()
+            router.wait()
         for server in self._running.values():
             server.stop()
 

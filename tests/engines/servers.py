@@ -16,7 +16,7 @@ from pathlib import Path
 
 from service.checkpoints import EMBEDDED
 from service.engines.addresses import Kind
-from service.engines.process import LEASH, Launch, command, environment, free_port
+from service.engines.process import CPU_NICE, LEASH, Launch, command, environment, free_port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 300
@@ -46,7 +46,7 @@ class Server:
             variables.pop("VLLM_SERVER_DEV_MODE")
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, str(LEASH), *command(launch, EMBEDDED, port, gpu=False)],
+                [sys.executable, str(LEASH), CPU_NICE, *command(launch, EMBEDDED, port, gpu=False)],
                 stdout=out,
                 stderr=out,
                 env=variables,
@@ -66,6 +66,10 @@ class Server:
                 time.sleep(0.5)
         raise AssertionError(f"{self.kind} did not start: {self.log.read_text()[-2000:]}")
 
+    def answered(self) -> int:
+        """Requests for completions in its log."""
+        return self.log.read_text().count("POST /generate")
+
     def kill(self) -> None:
         """kill -9, children and all."""
         os.killpg(self.process.pid, signal.SIGKILL)
@@ -82,6 +86,25 @@ class Server:
         except ProcessLookupError:
             pass
         self.process.wait()
+
+
+def start_router(servers: list[str], log: Path) -> tuple[str, subprocess.Popen[bytes]]:
+    """sglang-router, round robin."""
+    url = f"http://127.0.0.1:{(port := free_port())}"
+    command = [str(python_of(Kind.SGLANG)), "-m", "sglang_router.launch_router", "--worker-urls", *servers]
+    command += ["--policy", "round_robin", "--host", "127.0.0.1", "--port", str(port)]
+    command += ["--prometheus-port", str(free_port())]
+    with log.open("wb") as out:
+        process = subprocess.Popen(command, stdout=out, stderr=out)
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(url + "/readiness", timeout=5):
+                return url, process
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.2)
+    raise AssertionError(f"the router did not start: {log.read_text()[-2000:]}")
 
 
 class Trouble(Enum):

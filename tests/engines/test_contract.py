@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from transformers import AutoTokenizer
 
 from curation.records import FinishReason
 from service.checkpoints import EMBEDDED, open_folder
+from service.engines.addresses import WorkerSpec
 from service.engines.base import Engine, Sampled, WorkerState
 from service.run_config import Sampling
 from service.stages import EngineFailed
-from tests.engines.conftest import Servers, with_engine, write_checkpoint
-from tests.engines.reference import greedy, worst_difference
+from tests.engines.conftest import Servers, fleet_of, with_engine, write_checkpoint
+from tests.engines.reference import greedy, logprobs, worst_difference
 
 ENGINES = ("transformers", "vllm", "sglang", "openai")
 RELOADABLE = ("transformers", "vllm", "sglang")
@@ -264,3 +266,64 @@ def test_a_reload_in_the_middle_mislabels_nothing(on: On, name: str, other_weigh
             right = worst_difference(folders[sampled.policy_version], prompt, completion)
             wrong = worst_difference(folders[3 - sampled.policy_version], prompt, completion)
             assert right < LOGPROB_TOLERANCE < wrong
+
+
+def test_a_reload_under_running_requests_labels_every_token(
+    servers: Servers, tmp_path: Path, other_weights: Path
+) -> None:
+    """SGLang says which weights each token came from, so nothing has to wait for a reload."""
+    [server] = servers.start("sglang")
+    prompts = [f"{48000 + 7 * i} + {99120 - i} =" for i in range(120)]
+    hot = Sampling(n=4, temperature=2.0, max_tokens=200)
+
+    async def run() -> list[Sampled]:
+        fleet = fleet_of(WorkerSpec(url=server.url), scratch=tmp_path, in_flight_reload=True)
+        try:
+            await fleet.load(open_folder(EMBEDDED), 1)
+            groups = [asyncio.create_task(fleet.sample(p, hot, range(i, i + 4))) for i, p in enumerate(prompts)]
+            for version, folder in ((2, other_weights), (3, EMBEDDED), (4, other_weights)):
+                await asyncio.gather(*groups[version * 6 : version * 6 + 4])
+                await fleet.load(open_folder(folder), version)
+            return await asyncio.gather(*groups)
+        finally:
+            await fleet.close()
+
+    answers = asyncio.run(run())
+
+    folders = {1: EMBEDDED, 2: other_weights, 3: EMBEDDED, 4: other_weights}
+    across = 0
+    for prompt, sampled in zip(prompts, answers, strict=True):
+        for completion in sampled.completions_G:
+            spans = completion.weight_versions
+            across += len(spans) > 1
+            assert [span.start for span in spans] == [0, *(span.end for span in spans[:-1])]
+            assert spans[-1].end == len(completion.token_ids_T)
+            for span in spans:
+                expected = logprobs(folders[span.version], prompt, completion.token_ids_T, 2.0)[span.start : span.end]
+                reported = torch.tensor(completion.logprobs_T[span.start : span.end], dtype=torch.float64)
+                assert (expected - reported).abs().max() < LOGPROB_TOLERANCE
+    assert across > 0
+
+
+def test_generation_through_a_router_and_control_to_every_server(
+    servers: Servers, tmp_path: Path, other_weights: Path
+) -> None:
+    first, second = servers.start("sglang", "sglang-2")
+    router = servers.router(first, second)
+
+    async def run() -> tuple[list[Sampled], list[Sampled]]:
+        spec = WorkerSpec(url=router, admin_urls=(first.url, second.url))
+        fleet = fleet_of(spec, scratch=tmp_path)
+        try:
+            await fleet.load(open_folder(EMBEDDED), 1)
+            before = await asyncio.gather(*(fleet.sample(PROMPTS[2], GREEDY, [i]) for i in range(40)))
+            await fleet.load(open_folder(other_weights), 2)
+            return before, await asyncio.gather(*(fleet.sample(PROMPTS[2], GREEDY, [i]) for i in range(40)))
+        finally:
+            await fleet.close()
+
+    for folder, version, answers in zip((EMBEDDED, other_weights), (1, 2), asyncio.run(run()), strict=True):
+        assert {sampled.policy_version for sampled in answers} == {version}
+        said = {sampled.completions_G[0].token_ids_T for sampled in answers}
+        assert said == {tuple(greedy(folder, PROMPTS[2], 64))}
+    assert [server.answered() > 10 for server in (first, second)] == [True, True]
