@@ -2,7 +2,7 @@
 
 from enum import StrEnum, auto
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curation.choice import Choice
 
@@ -54,4 +54,9 @@ def parse_worker(text: str) -> WorkerSpec:
     if "dialect" in fields:
         fields["dialect"] = Kind(str(fields["dialect"]))
     admins = tuple(value for name, _, value in pairs if name == "admin")
-    return WorkerSpec.model_validate({"url": url, "admin_urls": admins} | fields)
+    try:
+        return WorkerSpec.model_validate({"url": url, "admin_urls": admins} | fields)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise ValueError(f"--engine-url {text}: {where}: {first['msg']}".replace(": :", ":")) from None

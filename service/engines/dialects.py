@@ -324,33 +324,33 @@ class _Generated(BaseModel):
     meta_info: _Meta
 
 
-_GENERATED = TypeAdapter(list[_Generated])
+_GENERATED: TypeAdapter[_Generated | list[_Generated]] = TypeAdapter(_Generated | list[_Generated])
 
 
 class Sglang:
     """SGLang's native ``POST /generate``. Sources: the HTTP server and sampler of 0.5.23.
 
-    The group goes as a batch of n equal prompts, each with its own seed: with ``n`` in one request the server's
-    deterministic mode would give all n the same seed, and the same completion.
+    Seeds count only in its deterministic mode, where ``n`` completions of one request would all get the same one, and
+    so be the same: there the group goes as a batch of n equal prompts. Routers do not pass such a batch on.
     """
 
     kind = Kind.SGLANG
 
     async def describe(self, admin: Link) -> Facts:
-        model = await admin.get("/model_info")
         server = await admin.get("/server_info")
         running = [state.get("effective_max_running_requests_per_dp") for state in server.get("internal_states", ())]
         return Facts(
             server=f"SGLang {server.get('version', '')}".strip(),
-            model=str(model.get("served_model_name", "")),
+            model="",  # it serves one, under whatever name, and renames it with every reload
             capacity=sum(running) if running and all(running) else None,
             context=server.get("context_length"),
             logprobs=LogprobsOf.TEMPERED,
+            takes_seeds=bool(server.get("enable_deterministic_inference")),
         )
 
     async def sample(self, link: Link, ask: Ask, *, seconds: float) -> list[Said]:
         sampling = ask.sampling
-        shared = {
+        parameters = {
             "max_new_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             "top_p": sampling.top_p,
@@ -358,11 +358,13 @@ class Sglang:
             "min_p": 0.0,
             "repetition_penalty": 1.0,
         }
-        body = {
-            "input_ids": [ask.prompt_ids] * len(ask.seeds),
-            "sampling_params": [shared | {"sampling_seed": seed % 2**SEED_BITS} for seed in ask.seeds],
-            "return_logprob": True,
-        }
+        body: dict[str, Any] = {"return_logprob": True}
+        if ask.seeded:
+            body["input_ids"] = [ask.prompt_ids] * len(ask.seeds)
+            body["sampling_params"] = [parameters | {"sampling_seed": seed % 2**SEED_BITS} for seed in ask.seeds]
+        else:
+            body["input_ids"] = ask.prompt_ids
+            body["sampling_params"] = parameters | {"n": len(ask.seeds)}
         answer = await link.ask("/generate", body, _GENERATED, seconds=seconds)
         return [
             Said(
@@ -372,7 +374,7 @@ class Sglang:
                 one.text,
                 one.meta_info.weight_versions,
             )
-            for one in answer
+            for one in (answer if isinstance(answer, list) else [answer])
         ]
 
     async def label(self, admin: Link) -> str | None:

@@ -18,7 +18,7 @@ import aiohttp
 from service.checkpoints import Checkpoint
 from service.engines.addresses import WorkerSpec
 from service.engines.base import Sampled, WorkerState, WorkerView
-from service.engines.link import Fault, NotConnected, Overloaded
+from service.engines.link import Fault, NotConnected, Overloaded, Unreachable
 from service.engines.process import EngineProcess, Launch
 from service.engines.tokens import Tokens
 from service.engines.worker import Target, Worker
@@ -127,10 +127,21 @@ class Fleet:
                 logger.warning("worker %s failed a group: %s", worker, failure)
                 failures.append(str(failure))
                 avoid = worker
+                await self._suspect(worker)
             finally:
                 worker.release(len(seeds))
                 self._admit_waiting()
         raise EngineFailed(f"failed {len(failures)} times: {'; then '.join(failures)}")
+
+    async def _suspect(self, worker: Worker) -> None:
+        """Takes a worker out at once if it is gone, so that nothing is tried on it a second time."""
+        try:
+            await worker.knock()
+        except Unreachable as failure:
+            if worker.state is WorkerState.LIVE:
+                worker.down(str(failure))
+        except EngineFailed:  # it is there
+            pass
 
     async def _admission(self, completions: int, avoid: Worker | None) -> Worker:
         """A live worker with room reserved on it, in the order of asking."""
@@ -249,7 +260,8 @@ class Fleet:
         target = self._target
         assert target is not None
         try:
-            await worker.knock()
+            if worker.process is None:  # our own is started again
+                await worker.knock()
             await worker.bring(target, in_flight=False)
         except EngineFailed as failure:
             logger.warning("worker %s is not back: %s", worker, failure)

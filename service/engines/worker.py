@@ -238,9 +238,8 @@ class Worker:
             request.cancel()
 
     async def knock(self) -> None:
-        """Raises Unreachable where nobody is at home; our own servers we start ourselves."""
-        if self.process is None:
-            await self._admins[0].ping("/v1/models")
+        """Raises Unreachable where nobody is at home."""
+        await self._admins[0].ping("/v1/models")
 
     async def probe(self) -> None:
         """Raises EngineFailed unless the engine is alive and still has the weights we gave it."""

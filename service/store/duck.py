@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, NamedTuple, TextIO, TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -31,7 +31,7 @@ SCHEMA_VERSION = "1"
 MOST_PER_COMMIT = 256
 """Writes that share one commit at most."""
 COMMIT_SECONDS = 0.05
-"""Least time between two commits."""
+"""Between two commits of patient writes."""
 READERS = 4
 
 
@@ -76,6 +76,12 @@ class Transaction:
         self._waiting = {}
 
 
+class _Write(NamedTuple):
+    operation: Callable[[Transaction], Any]
+    future: Future[Any]
+    patient: bool
+
+
 class Duck:
     """An open database. `write` and `read` may be called from any task of one event loop."""
 
@@ -90,16 +96,17 @@ class Duck:
         self._readers: queue.Queue[duckdb.DuckDBPyConnection] = queue.Queue()
         for _ in range(READERS):
             self._readers.put(self._connection.cursor())
-        self._writes: queue.Queue[tuple[Callable[[Transaction], Any], Future[Any]] | None] = queue.Queue()
+        self._writes: queue.Queue[_Write | None] = queue.Queue()
         self._thread = threading.Thread(target=self._write_forever, name="store-writer")
         self._thread.start()
 
-    async def write(self, operation: Callable[[Transaction], T]) -> T:
-        """Runs the operation on the writer thread; returns its result once that is committed."""
+    async def write(self, operation: Callable[[Transaction], T], *, patient: bool = False) -> T:
+        """Runs the operation on the writer thread; returns its result once that is committed. A patient one waits a
+        moment for others to share its commit."""
         if not self._thread.is_alive():
             raise StoreFailed("the store is closed")
         future: Future[T] = Future()
-        self._writes.put((operation, future))
+        self._writes.put(_Write(operation, future, patient))
         return await asyncio.wrap_future(future)
 
     async def read(self, sql: str, parameters: Parameters = ()) -> list[Row]:
@@ -131,35 +138,42 @@ class Duck:
         closing = False
         committed = -math.inf
         while not closing:
-            batch = [self._writes.get()]
-            # A lone write goes at once; in a stream of them the many share what one commit costs.
-            time.sleep(max(0.0, committed + COMMIT_SECONDS - time.monotonic()))
-            while len(batch) < MOST_PER_COMMIT and not self._writes.empty():
-                batch.append(self._writes.get())
+            batch = self._next_batch(committed + COMMIT_SECONDS)
             closing = None in batch
             # From here on a caller who stops waiting no longer stops the write.
-            self._commit([write for write in batch if write and write[1].set_running_or_notify_cancel()])
+            self._commit([write for write in batch if write and write.future.set_running_or_notify_cancel()])
             committed = time.monotonic()
 
-    def _commit(self, writes: list[tuple[Callable[[Transaction], Any], Future[Any]]]) -> None:
+    def _next_batch(self, not_before: float) -> list[_Write | None]:
+        """Everything that waits; while all of it is patient, everything that comes until then."""
+        batch = [self._writes.get()]
+        while len(batch) < MOST_PER_COMMIT:
+            patience = not_before - time.monotonic() if batch[-1] and batch[-1].patient else 0.0
+            try:
+                batch.append(self._writes.get(timeout=patience) if patience > 0 else self._writes.get_nowait())
+            except queue.Empty:
+                break
+        return batch
+
+    def _commit(self, writes: list[_Write]) -> None:
         if not writes:
             return
         try:
             self._connection.begin()
             transaction = Transaction(self._connection, self._schemas)
-            results = [operation(transaction) for operation, _ in writes]
+            results = [write.operation(transaction) for write in writes]
             transaction.flush()
             self._connection.commit()
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller who waits
             self._roll_back()
             if len(writes) == 1:
-                writes[0][1].set_exception(error)
+                writes[0].future.set_exception(error)
             else:
                 for write in writes:
                     self._commit([write])
         else:
-            for (_, future), result in zip(writes, results, strict=True):
-                future.set_result(result)
+            for write, result in zip(writes, results, strict=True):
+                write.future.set_result(result)
 
     def _roll_back(self) -> None:
         try:

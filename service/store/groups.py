@@ -67,7 +67,7 @@ class Groups:
         await self._duck.write(lambda tx: add_visits(tx, visits, now))
 
     async def append(self, stored: StoredGroup, retain: Retain, now: datetime) -> None:
-        await self._duck.write(lambda tx: add_group(tx, stored, retain, now))
+        await self._duck.write(lambda tx: add_group(tx, stored, retain, now), patient=True)
 
     async def fail(self, planned: PlannedVisit, stage: str, detail: str, now: datetime) -> None:
         row = {
