@@ -1,6 +1,7 @@
 """Where engine servers are, as operators write it down."""
 
 from enum import StrEnum, auto
+from typing import Annotated
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
@@ -23,7 +24,7 @@ class WorkerSpec(Choice):
 
     url: str = Field(pattern=URL)
     """Takes generation: a server, or a router in front of several."""
-    admin_urls: tuple[str, ...] = ()
+    admin_urls: tuple[Annotated[str, Field(pattern=URL)], ...] = ()
     """Every server behind it, because routers do not pass control on. Empty: the URL itself."""
     dialect: Kind | None = None
     """None: found out by asking."""

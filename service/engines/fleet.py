@@ -23,7 +23,7 @@ from service.engines.process import EngineProcess, Launch
 from service.engines.tokens import Tokens
 from service.engines.worker import Target, Worker
 from service.run_config import Sampling
-from service.stages import EngineFailed
+from service.stages import EngineFailed, stage
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +98,7 @@ class Fleet:
     def policy_version(self) -> int:
         if self._target is None:
             raise EngineFailed("no checkpoint is loaded")
-        if not any(worker.state is WorkerState.LIVE for worker in self._workers):
+        if not any(worker.state in (WorkerState.LIVE, WorkerState.LOADING) for worker in self._workers):
             raise EngineFailed(f"no worker is live: {self._reasons(self._workers)}")
         return self._target.version
 
@@ -113,14 +113,21 @@ class Fleet:
         contexts = [worker.context for worker in self._workers if worker.context]
         prompt_ids = self._target.tokens.prompt_ids(prompt, sampling, min(contexts, default=None))
         failures: list[str] = []
+        refused_since: float | None = None
         avoid = None
         while len(failures) <= RETRIES:
             worker = await self._admission(len(seeds), avoid)
             try:
+                if worker.state is not WorkerState.LIVE:  # no longer: something happened since it let us in
+                    continue
                 return Sampled(*await worker.sample(prompt_ids, sampling, seeds))
             except NotConnected as failure:  # it was never asked
-                worker.down(str(failure))
-            except Overloaded:
+                self._lose(worker, failure)
+            except Overloaded as failure:
+                refused_since = refused_since or time.monotonic()
+                if time.monotonic() - refused_since > self._config.request_seconds:
+                    raise
+                logger.info("worker %s takes no more: %s", worker, failure)
                 worker.narrow()
                 await asyncio.sleep(OVERLOADED_PAUSE)
             except Fault as failure:
@@ -138,10 +145,13 @@ class Fleet:
         try:
             await worker.knock()
         except Unreachable as failure:
-            if worker.state is WorkerState.LIVE:
-                worker.down(str(failure))
+            self._lose(worker, failure)
         except EngineFailed:  # it is there
             pass
+
+    def _lose(self, worker: Worker, failure: EngineFailed) -> None:
+        if worker.state is WorkerState.LIVE:  # else somebody is already at it
+            worker.down(str(failure))
 
     async def _admission(self, completions: int, avoid: Worker | None) -> Worker:
         """A live worker with room reserved on it, in the order of asking."""
@@ -175,7 +185,8 @@ class Fleet:
     # ---- weights
 
     async def load(self, checkpoint: Checkpoint, version: int) -> None:
-        tokens = await asyncio.to_thread(Tokens, checkpoint.full.folder)
+        with stage(EngineFailed, f"reading the tokenizer of {checkpoint.source}"):
+            tokens = await asyncio.to_thread(Tokens, checkpoint.full.folder)
         target = Target(self._config.policy, checkpoint, version, tokens)
         async with self._loading:
             held = await self._bring_all(target)
@@ -245,8 +256,8 @@ class Fleet:
         except Fault as failure:
             if time.monotonic() - worker.answered_at < ALIVE_SECONDS and not isinstance(failure, NotConnected):
                 return missed
-            if missed + 1 >= MISSED_PROBES and worker.state is WorkerState.LIVE:
-                worker.down(str(failure))
+            if missed + 1 >= MISSED_PROBES:
+                self._lose(worker, failure)
             return missed + 1
         except EngineFailed as failure:
             if worker.state is WorkerState.LIVE:

@@ -172,6 +172,7 @@ class EngineProcess:
         except ProcessLookupError:  # nothing was left
             pass
         await self._process.wait()
+        self._process = None
 
 
 async def _probe(launch: Launch) -> bool:

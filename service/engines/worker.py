@@ -154,7 +154,7 @@ class Worker:
             self._requests.discard(request)
             request.cancel()
         if request.cancelled():
-            raise Unreachable(f"{self} went down: {self.reason}")
+            raise Unreachable(f"{self} was taken out of the fleet: {self.reason}")
         said_G = request.result()
         self.answered_at = time.monotonic()
         self._answered += len(said_G)
@@ -226,14 +226,16 @@ class Worker:
         self._become(WorkerState.LIVE, "")
 
     def drain(self, reason: str) -> None:
-        """It answers, but with the wrong weights: give it no more work."""
-        self._held = None
-        self._become(WorkerState.DRAINED, reason)
+        """It answers, but nobody knows with which weights: take its work away."""
+        self._drop(WorkerState.DRAINED, reason)
 
     def down(self, reason: str) -> None:
         """It does not answer: take its work away."""
+        self._drop(WorkerState.DOWN, reason)
+
+    def _drop(self, state: WorkerState, reason: str) -> None:
         self._held = None
-        self._become(WorkerState.DOWN, reason)
+        self._become(state, reason)
         for request in self._requests:
             request.cancel()
 
