@@ -276,6 +276,8 @@ class Fleet:
             await worker.bring(target, in_flight=False)
         except EngineFailed as failure:
             logger.warning("worker %s is not back: %s", worker, failure)
+            if isinstance(failure, Unreachable):
+                worker.down(str(failure))
             return
         if target is self._target:
             worker.admit()

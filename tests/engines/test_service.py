@@ -86,7 +86,8 @@ def test_a_killed_engine_costs_time_and_no_group(servers: Servers, tmp_path: Pat
         assert workers[second.url]["state"] == "down"
         assert "refused" in workers[second.url]["reason"]
         assert {workers[server.url]["state"] for server in (first, third)} == {"live"}
-        assert all(workers[server.url]["answered"] > 100 for server in (first, second, third))
+        assert workers[second.url]["answered"] > 20  # it did its share until then
+        assert min(workers[server.url]["answered"] for server in (first, third)) > 100
         assert ready == {"policies": {"policy": 1}}
 
 
