@@ -115,10 +115,6 @@ class Worker:
         )
 
     @property
-    def version(self) -> int | None:
-        return self._held.version if self._held else None
-
-    @property
     def context(self) -> int | None:
         return self._facts.context if self._facts else None
 
