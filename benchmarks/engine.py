@@ -20,9 +20,9 @@ from service.checkpoints import EMBEDDED
 from service.engines.addresses import Kind
 from service.engines.dialects import DIALECTS, Ask
 from service.engines.link import Link
-from service.engines.process import EngineProcess, Launch
+from service.engines.process import EngineProcess, Launch, built_python
 from service.engines.tokens import Tokens
-from service.engines.worker import QUEUE_AHEAD
+from service.engines.worker import QUEUE_AHEAD, UNKNOWN_CAPACITY
 from service.run_config import Sampling
 from trainers.client import Refinery
 from trainers.launch import running_service
@@ -53,34 +53,20 @@ def run(kinds: tuple[Kind, ...], python: Path | None) -> dict[str, Figure]:
 def random_policy(folder: Path) -> None:
     """An untrained Qwen2 of 11 million parameters that reads bytes: its answers are noise, and as long as allowed."""
     import torch
-    from transformers import Qwen2Config, Qwen2ForCausalLM
 
-    from trainers.policy import byte_tokenizer
+    from trainers.policy import byte_tokenizer, fresh_policy
 
     torch.manual_seed(0)
     tokenizer = byte_tokenizer()
-    config = Qwen2Config(
-        vocab_size=len(tokenizer),
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=6,
-        num_attention_heads=6,
-        num_key_value_heads=6,
-        max_position_embeddings=256,
-        tie_word_embeddings=True,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        bos_token_id=None,
-    )
-    Qwen2ForCausalLM(config).save_pretrained(folder)
+    fresh_policy(tokenizer, hidden=384, intermediate=1024, layers=6, heads=6).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 
 async def _measure(
     kind: Kind, name: str, python: Path | None, folder: Path, policy: Path, groups: int
 ) -> dict[str, Figure]:
-    built = Path(".engines") / kind / "bin" / "python"
-    process = EngineProcess(Launch(kind, (python or built).absolute(), None, (), folder / f"{kind}.log"))
+    python = (python or built_python(kind)).absolute()
+    process = EngineProcess(Launch(kind, python, None, (), folder / f"{kind}.log"))
     try:
         await process.start(policy)
         window = await _window(process, kind)
@@ -102,16 +88,11 @@ async def _measure(
 
 
 async def _window(process: EngineProcess, kind: Kind) -> int:
-    """Completions in flight, as many as the service would give the server; returns once the server answers."""
+    """Completions in flight, as many as the service would give the server."""
     async with aiohttp.ClientSession() as session:
         link = Link(session, process.url, None)
-        while True:
-            process.check()
-            try:
-                facts = await DIALECTS[kind].describe(link)
-                return QUEUE_AHEAD * (facts.capacity or 1)
-            except Exception:  # noqa: BLE001 - not up yet; `check` tells if it never will be
-                await asyncio.sleep(0.5)
+        await process.ready(link)
+        return QUEUE_AHEAD * ((await DIALECTS[kind].describe(link)).capacity or UNKNOWN_CAPACITY)
 
 
 @contextmanager

@@ -57,21 +57,15 @@ class Checkpoint:
 
 def named(checkpoint: str) -> str:
     """The name under which a job fetches the checkpoint later. Raises Invalid for what can be seen to be none."""
-    if os.path.isdir(Path(checkpoint).expanduser()):  # unlike Path.is_dir, False for a NUL or an endless name too
-        return open_folder(checkpoint).source
-    if HUB_ID.fullmatch(checkpoint):
-        return checkpoint
-    raise Invalid("checkpoint_not_found", f"there is no folder {checkpoint!r} on the service's machine")
+    return open_folder(checkpoint).source if _is_folder(checkpoint) else _hub_id(checkpoint).string
 
 
 def fetch(checkpoint: str) -> Checkpoint:
     """The checkpoint, downloaded first if it is on the Hub. Blocks. Raises Invalid, or NotFound from the Hub."""
-    if os.path.isdir(Path(checkpoint).expanduser()):
+    if _is_folder(checkpoint):
         return open_folder(checkpoint)
-    match = HUB_ID.fullmatch(checkpoint)
-    if match is None:
-        raise Invalid("checkpoint_not_found", f"there is no folder {checkpoint!r} on the service's machine")
-    return _download(match["repo"], match["revision"])
+    hub_id = _hub_id(checkpoint)
+    return _download(hub_id["repo"], hub_id["revision"])
 
 
 def open_folder(folder: str | Path) -> Checkpoint:
@@ -94,6 +88,17 @@ def same_architecture(new: Checkpoint, old: Checkpoint) -> None:
         f"{new.full.source} has tensor {different!r} as {_said(ours, different)}, {old.full.source} as "
         f"{_said(theirs, different)}: the versions of a policy have one architecture; POST /v1/policies makes another",
     )
+
+
+def _is_folder(checkpoint: str) -> bool:
+    return os.path.isdir(Path(checkpoint).expanduser())  # unlike Path.is_dir, False for a NUL or an endless name too
+
+
+def _hub_id(checkpoint: str) -> re.Match[str]:
+    match = HUB_ID.fullmatch(checkpoint)
+    if match is None:
+        raise Invalid("checkpoint_not_found", f"there is no folder {checkpoint!r} on the service's machine")
+    return match
 
 
 def _said(shapes: Shapes, name: str) -> str:

@@ -17,7 +17,7 @@ from service.collect import Verify
 from service.engines.addresses import Kind
 from service.engines.base import Engine
 from service.engines.fleet import Fleet, FleetConfig
-from service.engines.process import Launch
+from service.engines.process import Launch, built_python
 from service.engines.room import EngineRoom
 from service.harvest import Harvest, Report, RolloutsRequest
 from service.jobs import Job, JobBoard, JobKind, Work
@@ -104,10 +104,9 @@ def _launch(settings: Settings, api_key: str | None) -> Launch | None:
     if settings.engine is EngineChoice.TRANSFORMERS:
         return None
     kind = Kind(settings.engine)
-    built = Path(".engines") / kind / "bin" / "python"
     return Launch(
         kind=kind,
-        python=None if settings.engine_image else (settings.engine_python or built).absolute(),
+        python=None if settings.engine_image else (settings.engine_python or built_python(kind)).absolute(),
         image=settings.engine_image,
         arguments=settings.engine_args,
         log=settings.data / f"{kind}.log",

@@ -31,16 +31,18 @@ def byte_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
-def fresh_policy(tokenizer: Qwen2Tokenizer) -> Qwen2ForCausalLM:
-    """An untrained policy; the caller seeds torch first."""
+def fresh_policy(
+    tokenizer: Qwen2Tokenizer, *, hidden: int = 128, intermediate: int = 320, layers: int = 4, heads: int = 4
+) -> Qwen2ForCausalLM:
+    """An untrained policy, by default of the embedded one's size; the caller seeds torch first."""
     return Qwen2ForCausalLM(
         Qwen2Config(
             vocab_size=len(tokenizer),
-            hidden_size=128,
-            intermediate_size=320,
-            num_hidden_layers=4,
-            num_attention_heads=4,
-            num_key_value_heads=4,
+            hidden_size=hidden,
+            intermediate_size=intermediate,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=heads,
             max_position_embeddings=CONTEXT,
             tie_word_embeddings=True,
             pad_token_id=tokenizer.pad_token_id,

@@ -99,7 +99,7 @@ class Fleet:
         if self._target is None:
             raise EngineFailed("no checkpoint is loaded")
         if not any(worker.state in (WorkerState.LIVE, WorkerState.LOADING) for worker in self._workers):
-            raise EngineFailed(f"no worker is live: {self._reasons(self._workers)}")
+            raise EngineFailed(f"no worker is live: {self._reasons()}")
         return self._target.version
 
     def workers(self) -> list[WorkerView]:
@@ -190,13 +190,11 @@ class Fleet:
         target = Target(self._config.policy, checkpoint, version, tokens)
         async with self._loading:
             held = await self._bring_all(target)
-            if not held:
-                reasons = self._reasons(self._workers)
-                if self._target is not None:
-                    held = await self._bring_all(self._target)
-            else:
+            reasons = "" if held else self._reasons()
+            if held:
                 self._target = target
-                reasons = ""
+            elif self._target is not None:
+                held = await self._bring_all(self._target)
             for worker in held:
                 worker.admit()
             self._live_at = time.monotonic()
@@ -246,8 +244,11 @@ class Fleet:
         if worker.process is None:
             await asyncio.sleep(PROBE_SECONDS)
             return
-        await asyncio.wait({ended := asyncio.create_task(worker.process.wait())}, timeout=PROBE_SECONDS)
-        ended.cancel()
+        try:
+            async with asyncio.timeout(PROBE_SECONDS):
+                await worker.process.wait()
+        except TimeoutError:
+            pass
 
     async def _probe(self, worker: Worker, missed: int) -> int:
         """How many probes the worker has missed in a row by now."""
@@ -293,11 +294,11 @@ class Fleet:
                 self._live_at = time.monotonic()
             elif time.monotonic() - self._live_at > self._config.patience_seconds:
                 seconds = self._config.patience_seconds
-                failure = EngineFailed(f"no worker was live for {seconds:g} s: {self._reasons(self._workers)}")
+                failure = EngineFailed(f"no worker was live for {seconds:g} s: {self._reasons()}")
                 for waiting in self._queue:
                     if not waiting.admitted.done():
                         waiting.admitted.set_exception(failure)
                 self._queue.clear()
 
-    def _reasons(self, workers: Sequence[Worker]) -> str:
-        return "; ".join(f"{worker} is {worker.state}: {worker.reason}" for worker in workers)
+    def _reasons(self) -> str:
+        return "; ".join(f"{worker} is {worker.state}: {worker.reason}" for worker in self._workers)

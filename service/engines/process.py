@@ -17,10 +17,13 @@ from pathlib import Path
 
 from service.engines.addresses import Kind
 from service.engines.dialects import Vllm
-from service.stages import EngineFailed
+from service.engines.link import Fault, Link
+from service.stages import EngineFailed, stage
 
 LEASH = Path(__file__).with_name("leash.py")
 EXTENSIONS = Path(__file__).with_name("vllm_extension")
+START_SECONDS = 1800.0
+POLL_SECONDS = 0.5
 STOP_SECONDS = 20.0
 LOG_LINES = 8
 CPU_NICE = "10"
@@ -46,6 +49,11 @@ class Launch:
     log: Path
     api_key: str | None = None
     """What the server asks its clients for."""
+
+
+def built_python(kind: Kind) -> Path:
+    """The interpreter that ``make engines`` leaves, from the working directory."""
+    return Path(".engines") / kind / "bin" / "python"
 
 
 def command(launch: Launch, folder: Path, port: int, *, gpu: bool) -> list[str]:
@@ -140,6 +148,17 @@ class EngineProcess:
                 env=variables,
                 start_new_session=True,  # its children end with it, and Ctrl-C reaches only us
             )
+
+    async def ready(self, link: Link) -> None:
+        """Returns once the server answers on the link. Raises EngineFailed if it ends or takes too long."""
+        with stage(EngineFailed, f"waiting for {self.url}"):
+            async with asyncio.timeout(START_SECONDS):
+                while True:
+                    self.check()
+                    try:
+                        return await link.ping("/health")
+                    except Fault:
+                        await asyncio.sleep(POLL_SECONDS)
 
     def check(self) -> None:
         """Raises EngineFailed with the end of the log once the process has ended."""

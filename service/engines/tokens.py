@@ -11,6 +11,9 @@ from typing import Any
 from service.run_config import Sampling
 from service.stages import EngineFailed
 
+CANARY_PROMPT = "1 + 1 ="
+"""What new weights are asked first."""
+
 
 class Tokens:
     """Turns prompts into ids and sampled ids into text."""

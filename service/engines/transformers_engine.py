@@ -23,7 +23,7 @@ from curation.records import Completion, FinishReason, WeightSpan
 from service.checkpoints import Checkpoint
 from service.engines.base import Sampled, WorkerState, WorkerView
 from service.engines.merging import merged
-from service.engines.tokens import Tokens
+from service.engines.tokens import CANARY_PROMPT, Tokens
 from service.run_config import Sampling
 from service.stages import EngineFailed, stage
 
@@ -157,7 +157,7 @@ class TransformersEngine:
         else:
             model = merged(load.checkpoint)
         model = model.eval()
-        if not model(input_ids=torch.tensor([tokens.prompt_ids("1 + 1 =", CANARY)])).logits.isfinite().all():
+        if not model(input_ids=torch.tensor([tokens.prompt_ids(CANARY_PROMPT, CANARY)])).logits.isfinite().all():
             raise EngineFailed(f"{load.checkpoint.source} answers no numbers: have the weights diverged?")
         if model.num_parameters() <= SMALL:
             model = model.double()

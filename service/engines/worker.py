@@ -24,7 +24,7 @@ from service.engines.dialects import DIALECTS, Ask, Dialect, Facts, Said, recogn
 from service.engines.link import Fault, Link, Unreachable
 from service.engines.merging import merged_folder
 from service.engines.process import EngineProcess
-from service.engines.tokens import Tokens
+from service.engines.tokens import CANARY_PROMPT, Tokens
 from service.run_config import Sampling
 from service.stages import EngineFailed, stage
 
@@ -33,10 +33,7 @@ logger = logging.getLogger(__name__)
 QUEUE_AHEAD = 2
 """Completions in flight per completion that the engine decodes at once, so that it never waits for us."""
 UNKNOWN_CAPACITY = 128
-START_SECONDS = 1800.0
-POLL_SECONDS = 0.5
-CANARY_TOKENS = 4
-CANARY = Sampling(n=1, temperature=0, max_tokens=CANARY_TOKENS)
+CANARY = Sampling(n=1, temperature=0, max_tokens=4)
 CANARY_TOLERANCE = 0.05
 """Of a logprob, between two answers of the same weights: half-precision servers vary with what shares the batch."""
 
@@ -283,13 +280,7 @@ class Worker:
         launch = self.process.launch
         logger.info("starting %s at %s; it logs to %s", launch.kind, self, launch.log)
         await self.process.start(target.checkpoint.full.folder)
-        async with asyncio.timeout(START_SECONDS):
-            while True:
-                self.process.check()
-                try:
-                    return await DIALECTS[launch.kind].check(self._admins[0])
-                except Fault:
-                    await asyncio.sleep(POLL_SECONDS)
+        await self.process.ready(self._admins[0])
 
     def _check_pinned(self, target: Target) -> None:
         if self.spec.version is None:
@@ -337,7 +328,7 @@ class Worker:
 
     async def _canary(self, target: Target) -> None:
         """Asks something after every change: the answer must be sound, and the same whenever the weights are."""
-        ids = target.tokens.prompt_ids("1 + 1 =", CANARY, self.context)
+        ids = target.tokens.prompt_ids(CANARY_PROMPT, CANARY, self.context)
         [said] = await self._ask(ids, CANARY, [0])
         self._completion(said, target, CANARY)
         before = self._canaries.setdefault(target.label, said.logprobs_T)
