@@ -18,7 +18,8 @@ from benchmarks.report import Figure, spread
 from curation.keys import seed_for
 from service.checkpoints import EMBEDDED
 from service.engines.addresses import Kind
-from service.engines.dialects import DIALECTS, Ask
+from service.engines.dialects.base import Ask
+from service.engines.dialects.known import DIALECTS
 from service.engines.link import Link
 from service.engines.process import EngineProcess, Launch, built_python
 from service.engines.tokens import Tokens

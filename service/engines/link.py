@@ -5,6 +5,7 @@
     EngineFailed
     ├── Refusal           the request's own fault: no other worker would take it either
     └── Fault             the server's: worth a try elsewhere
+        ├── Missing       it has no such route, or answers something else there
         ├── Unreachable   no connection, or it broke, or no answer in time
         └── Overloaded    it says so itself (429, 503)
 """
@@ -30,6 +31,10 @@ class Refusal(EngineFailed):
 
 class Fault(EngineFailed):
     """The server's fault: worth a try elsewhere."""
+
+
+class Missing(Fault):
+    """The server has no such route, or answers something else there."""
 
 
 class Unreachable(Fault):
@@ -99,7 +104,9 @@ class Link:
                 raise Overloaded(said)
             case 400 | 413 | 422:
                 raise Refusal(said)
-            case _:  # 404 too: a server that lost its model after a restart
+            case 404 | 405:  # a fault: so answers a server that lost its model in a restart, too
+                raise Missing(said)
+            case _:
                 raise Fault(said)
 
 
@@ -107,7 +114,7 @@ def _json(content: bytes, where: str) -> Any:
     try:
         return _JSON.validate_json(content)
     except ValidationError as error:
-        raise Fault(f"{where} answered with no JSON") from error
+        raise Missing(f"{where} answered with no JSON") from error
 
 
 def _message(content: bytes) -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from service.engines.addresses import Kind
-from service.engines.dialects import Vllm
+from service.engines.dialects.vllm import Vllm
 from service.engines.link import Fault, Link
 from service.stages import EngineFailed, stage
 

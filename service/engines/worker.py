@@ -20,7 +20,8 @@ from curation.records import Completion, WeightSpan
 from service.checkpoints import Checkpoint
 from service.engines.addresses import Kind, WorkerSpec
 from service.engines.base import WorkerState, WorkerView
-from service.engines.dialects import DIALECTS, Ask, Dialect, Facts, Said, recognise
+from service.engines.dialects.base import Ask, Dialect, Facts, Said
+from service.engines.dialects.known import DIALECTS, recognise
 from service.engines.link import Fault, Link, Unreachable
 from service.engines.merging import merged_folder
 from service.engines.process import EngineProcess
