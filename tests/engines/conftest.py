@@ -17,7 +17,7 @@ from service.engines.base import Engine
 from service.engines.fleet import Fleet, FleetConfig
 from service.engines.merging import merged_folder
 from service.engines.transformers_engine import TransformersEngine
-from tests.engines.servers import Server, python_of, start_router
+from tests.engines.servers import Server, start_router
 
 T = TypeVar("T")
 
@@ -56,8 +56,6 @@ class Servers:
         """Servers by name: ``vllm``, ``vllm-2``, ``vllm-plain`` (no control routes), ``sglang``..."""
         for name in names:
             kind = Kind(name.partition("-")[0])
-            if not python_of(kind).exists():
-                pytest.skip(f"there is no {python_of(kind)}: `make engines` builds it")
             if name not in self._running or self._running[name].process.poll() is not None:
                 self._running[name] = Server.start(
                     kind, self._logs / f"{name}.log", *ARGUMENTS[kind], controlled=not name.endswith("plain")

@@ -14,16 +14,35 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from pathlib import Path
 
+import pytest
+
 from service.checkpoints import EMBEDDED
 from service.engines.addresses import Kind
-from service.engines.process import CPU_NICE, LEASH, Launch, command, environment, free_port
+from service.engines.process import CPU_NICE, LEASH, Launch, built_python, command, environment, free_port
 
 ROOT = Path(__file__).parents[2]
 START_SECONDS = 300
 
 
 def python_of(kind: Kind) -> Path:
-    return ROOT / ".engines" / kind / "bin" / "python"
+    """The engine's own Python; skips the test where there is none."""
+    python = ROOT / built_python(kind)
+    if not python.exists():
+        pytest.skip(f"there is no {python}: `make engines` builds it")
+    return python
+
+
+def wait_for(url: str, process: "subprocess.Popen[bytes]", log: Path) -> None:
+    """Returns once something answers there."""
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        assert process.poll() is None, log.read_text()[-2000:]
+        try:
+            with urllib.request.urlopen(url, timeout=10):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    raise AssertionError(f"{url} did not start: {log.read_text()[-2000:]}")
 
 
 @dataclass
@@ -56,15 +75,8 @@ class Server:
 
     def wait(self) -> "Server":
         """Returns once it answers."""
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            assert self.process.poll() is None, self.log.read_text()[-2000:]
-            try:
-                with urllib.request.urlopen(self.url + "/health", timeout=10):
-                    return self
-            except (urllib.error.URLError, OSError):
-                time.sleep(0.5)
-        raise AssertionError(f"{self.kind} did not start: {self.log.read_text()[-2000:]}")
+        wait_for(self.url + "/health", self.process, self.log)
+        return self
 
     def answered(self) -> int:
         """Requests for completions in its log."""
@@ -96,15 +108,8 @@ def start_router(servers: list[str], log: Path) -> tuple[str, subprocess.Popen[b
     command += ["--prometheus-port", str(free_port())]
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out)
-    deadline = time.monotonic() + 60
-    while time.monotonic() < deadline:
-        assert process.poll() is None, log.read_text()[-2000:]
-        try:
-            with urllib.request.urlopen(url + "/readiness", timeout=5):
-                return url, process
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.2)
-    raise AssertionError(f"the router did not start: {log.read_text()[-2000:]}")
+    wait_for(url + "/readiness", process, log)
+    return url, process
 
 
 class Trouble(Enum):

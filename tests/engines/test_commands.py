@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from service.engines.addresses import Kind, WorkerSpec, parse_worker
-from service.engines.dialects import LogprobsOf
+from service.engines.dialects.base import LogprobsOf
 from service.engines.process import Launch, command, environment
 from service.run_config import Sampling
 

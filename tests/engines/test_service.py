@@ -2,6 +2,7 @@
 
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections import Counter
@@ -91,9 +92,7 @@ def test_a_killed_engine_costs_time_and_no_group(servers: Servers, tmp_path: Pat
         assert ready == {"policies": {"policy": 1}}
 
 
-def test_a_launched_engine_that_dies_is_started_again(servers: Servers, tmp_path: Path) -> None:
-    if not python_of(Kind.SGLANG).exists():
-        pytest.skip("`make engines` builds the engines")
+def test_a_launched_engine_that_dies_is_started_again(tmp_path: Path) -> None:
     launch = ("--engine", "sglang", "--engine-python", str(python_of(Kind.SGLANG)))
     with running_service(tmp_path / "data", *launch, log=tmp_path / "log") as url, Refinery(url) as client:
         [worker] = client.get("/v1/workers")
@@ -111,11 +110,7 @@ def test_a_launched_engine_that_dies_is_started_again(servers: Servers, tmp_path
     assert not Path(f"/proc/{again['pid']}").exists()
 
 
-def test_an_engine_ends_with_the_service_that_was_killed(servers: Servers, tmp_path: Path) -> None:
-    import subprocess
-
-    if not python_of(Kind.SGLANG).exists():
-        pytest.skip("`make engines` builds the engines")
+def test_an_engine_ends_with_the_service_that_was_killed(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "refinery", "serve", "--data", str(tmp_path / "data"), "--port", "0"]
     command += ["--engine", "sglang", "--engine-python", str(python_of(Kind.SGLANG))]
     with (tmp_path / "log").open("w") as log:
@@ -152,8 +147,6 @@ def test_an_engine_that_cannot_be_had_is_one_line(tmp_path: Path, arguments: tup
 
 
 def test_a_launched_engine_with_wrong_arguments_shows_what_it_said(tmp_path: Path) -> None:
-    if not python_of(Kind.VLLM).exists():
-        pytest.skip("`make engines` builds the engines")
     launch = ("--engine", "vllm", "--engine-python", str(python_of(Kind.VLLM)), "--", "--no-such-flag")
     with pytest.raises(NotStarted), running_service(tmp_path / "data", *launch, log=tmp_path / "log"):
         pass

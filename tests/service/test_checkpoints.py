@@ -110,6 +110,14 @@ def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(name: str) -> None:
         named(name)
 
 
+def fetch_offline(checkpoint: str, home: Path) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because the Hub's library reads its settings when it is imported."""
+    program = f"from service.checkpoints import fetch; c = fetch({checkpoint!r}); print(c.source); print(c.folder)"
+    variables = {"HF_HOME": str(home), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, env=variables, check=False)
+
+
 def test_a_hub_id_is_pinned_to_its_commit(tmp_path: Path) -> None:
     """From a cache as the Hub's own library leaves it; nothing is fetched here."""
     cached = tmp_path / "hub/models--team--policy"
@@ -119,28 +127,13 @@ def test_a_hub_id_is_pinned_to_its_commit(tmp_path: Path) -> None:
     snapshot.mkdir(parents=True)
     for file in EMBEDDED.iterdir():
         (snapshot / file.name).symlink_to(file)
-    program = "from service.checkpoints import fetch; c = fetch('team/policy'); print(c.source); print(c.folder)"
 
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin"},
-        check=False,
-    )
+    ended = fetch_offline("team/policy", tmp_path)
 
     assert ended.stdout.split() == [f"team/policy@{COMMIT}", str(snapshot)], ended.stderr
 
 
 def test_an_id_that_the_hub_does_not_give_is_not_found(tmp_path: Path) -> None:
-    program = "from service.checkpoints import fetch; fetch('team/nothing')"
-
-    ended = subprocess.run(
-        [sys.executable, "-c", program],
-        capture_output=True,
-        text=True,
-        env={"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1", "PATH": "/usr/bin"},
-        check=False,
-    )
+    ended = fetch_offline("team/nothing", tmp_path)
 
     assert ended.stderr.splitlines()[-1].startswith(f"{NotFound.__module__}.{NotFound.__name__}: the Hub gives no")
