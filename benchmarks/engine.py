@@ -30,7 +30,7 @@ from trainers.launch import running_service
 from trainers.tasks import LEVELS, distinct
 
 SAMPLING = Sampling(n=8, max_tokens=64)
-REPEATS = 3
+REPEATS = 5
 GROUPS = 100
 EMBEDDED_GROUPS = 400
 REQUEST_SECONDS = 600.0

@@ -117,6 +117,8 @@ class Harvest:
         self._groups = groups
         self._now = now
         self._report = report
+        self._sampling: set[str] = set()
+        """Prompts of the current round whose answers are not here yet."""
 
     async def work(self) -> dict[str, Any]:
         """Samples until the request is met; returns the job's result, the funnel."""
@@ -206,6 +208,7 @@ class Harvest:
     async def _collect_all(self, planned: list[PlannedVisit]) -> dict[str, StoredGroup]:
         """The stored groups by prompt. Raises the last StageError when not a single one could be stored."""
         self._job.progress = {"round": {"sampling": len(planned), "done": 0}}
+        self._sampling = {p.visit.prompt_id for p in planned}
         outcomes = await asyncio.gather(*(self._collect_one(p) for p in planned))
         stored = {group.group.prompt.id: group for group in outcomes if isinstance(group, StoredGroup)}
         failures = [outcome for outcome in outcomes if isinstance(outcome, StageError)]
@@ -214,16 +217,19 @@ class Harvest:
         return stored
 
     async def _collect_one(self, planned: PlannedVisit) -> StoredGroup | StageError:
-        async def append(stored: StoredGroup) -> None:
-            await self._groups.append(stored, self._run.retain, self._now())
-
         prompt = self._prompts[planned.visit.prompt_id]
+
+        async def append(stored: StoredGroup) -> None:
+            self._sampling.discard(prompt.id)
+            await self._groups.append(stored, self._run.retain, self._now(), patient=bool(self._sampling))
+
         try:
             group = await collect(planned, prompt, self._run, engine=self._engine, verify=self._verify, append=append)
         except StageError as failure:
             await self._groups.fail(planned, type(failure).__name__, str(failure), self._now())
             return failure
         finally:
+            self._sampling.discard(prompt.id)
             self._job.progress["round"]["done"] += 1
         return group
 

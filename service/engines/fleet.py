@@ -110,8 +110,6 @@ class Fleet:
     async def sample(self, prompt: str, sampling: Sampling, seeds: Sequence[int]) -> Sampled:
         if self._target is None:
             raise EngineFailed("no checkpoint is loaded")
-        contexts = [worker.context for worker in self._workers if worker.context]
-        prompt_ids = self._target.tokens.prompt_ids(prompt, sampling, min(contexts, default=None))
         failures: list[str] = []
         refused_since: float | None = None
         avoid = None
@@ -120,6 +118,8 @@ class Fleet:
             try:
                 if worker.state is not WorkerState.LIVE:  # no longer: something happened since it let us in
                     continue
+                # Not before it is its turn: a job may bring a hundred thousand prompts at once.
+                prompt_ids = self._target.tokens.prompt_ids(prompt, sampling, self._context)
                 return Sampled(*await worker.sample(prompt_ids, sampling, seeds))
             except NotConnected as failure:  # it was never asked
                 self._lose(worker, failure)
@@ -139,6 +139,11 @@ class Fleet:
                 worker.release(len(seeds))
                 self._admit_waiting()
         raise EngineFailed(f"failed {len(failures)} times: {'; then '.join(failures)}")
+
+    @property
+    def _context(self) -> int | None:
+        """The narrowest, so that a prompt's fate does not depend on where it goes."""
+        return min((worker.context for worker in self._workers if worker.context), default=None)
 
     async def _suspect(self, worker: Worker) -> None:
         """Takes a worker out at once if it is gone, so that nothing is tried on it a second time."""

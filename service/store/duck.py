@@ -30,7 +30,7 @@ SCHEMA = (Path(__file__).parent / "schema.sql").read_text()
 SCHEMA_VERSION = "1"
 MOST_PER_COMMIT = 256
 """Writes that share one commit at most."""
-COMMIT_SECONDS = 0.05
+COMMIT_SECONDS = 1.0
 """Between two commits of patient writes."""
 READERS = 4
 

@@ -66,8 +66,9 @@ class Groups:
         """Stores the decisions of a round, skips included."""
         await self._duck.write(lambda tx: add_visits(tx, visits, now))
 
-    async def append(self, stored: StoredGroup, retain: Retain, now: datetime) -> None:
-        await self._duck.write(lambda tx: add_group(tx, stored, retain, now), patient=True)
+    async def append(self, stored: StoredGroup, retain: Retain, now: datetime, *, patient: bool = False) -> None:
+        """Returns once the group is on disk. A patient caller knows of more to come that could share the commit."""
+        await self._duck.write(lambda tx: add_group(tx, stored, retain, now), patient=patient)
 
     async def fail(self, planned: PlannedVisit, stage: str, detail: str, now: datetime) -> None:
         row = {
