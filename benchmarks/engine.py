@@ -7,9 +7,10 @@ client parses the answers and throws them away.
 import asyncio
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import harmonic_mean
 from typing import Any
 
 import aiohttp
@@ -30,7 +31,7 @@ from trainers.launch import running_service
 from trainers.tasks import LEVELS, distinct
 
 SAMPLING = Sampling(n=8, max_tokens=64)
-REPEATS = 5
+REPEATS = 3
 GROUPS = 100
 EMBEDDED_GROUPS = 400
 REQUEST_SECONDS = 600.0
@@ -71,21 +72,35 @@ async def _measure(
     try:
         await process.start(policy)
         window = await _window(process, kind)
-        bare, served = [], []
         tokens = Tokens(policy)
         with _service(process.url, policy, folder) as refinery:
             prompts = _add_prompts(refinery, groups)
-            for repeat in range(REPEATS + 1):
-                bare.append(await _bare(process.url, kind, tokens, list(prompts.values()), window, repeat))
-                served.append(await asyncio.to_thread(_served, refinery, list(prompts), repeat))
+            bare, served = await _in_turn(
+                lambda seed: _bare(process.url, kind, tokens, list(prompts.values()), window, seed),
+                lambda seed: asyncio.to_thread(_served, refinery, list(prompts), seed),
+            )
     finally:
         await process.stop()
-    ratios = [ours / theirs for ours, theirs in zip(served[1:], bare[1:], strict=True)]  # the first warms up
+    ratios = [ours / theirs for ours, theirs in zip(served, bare, strict=True)]
     return {
         f"{name}_ratio": spread(ratios, "x"),
-        f"{name}_rollouts_per_second": spread(served[1:], "rollouts/s"),
-        f"{name}_bare_rollouts_per_second": spread(bare[1:], "rollouts/s"),
+        f"{name}_rollouts_per_second": spread(served, "rollouts/s"),
+        f"{name}_bare_rollouts_per_second": spread(bare, "rollouts/s"),
     }
+
+
+async def _in_turn(
+    bare: Callable[[int], Awaitable[float]], served: Callable[[int], Awaitable[float]]
+) -> tuple[list[float], list[float]]:
+    """Rates of both per repeat; each goes there and back, so that a machine that slows down slows both."""
+    await bare(0), await served(0)  # warms up
+    rates: tuple[list[float], list[float]] = ([], [])
+    for seed in range(1, 2 * REPEATS, 2):
+        first, there = await bare(seed), await served(seed)
+        back, last = await served(seed + 1), await bare(seed + 1)
+        rates[0].append(harmonic_mean((first, last)))
+        rates[1].append(harmonic_mean((there, back)))
+    return rates
 
 
 async def _window(process: EngineProcess, kind: Kind) -> int:
@@ -111,14 +126,14 @@ def _add_prompts(refinery: Refinery, groups: int) -> dict[str, str]:
     return {prompt["id"]: prompt["prompt"] for prompt in refinery.prompts("bench")}
 
 
-async def _bare(url: str, kind: Kind, tokens: Tokens, texts: list[str], window: int, repeat: int) -> float:
+async def _bare(url: str, kind: Kind, tokens: Tokens, texts: list[str], window: int, seed: int) -> float:
     """Rollouts/s of a client that keeps the window full and drops what it gets."""
     room = asyncio.Semaphore(window // SAMPLING.n)
     async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as session:
         link = Link(session, url, None)
 
         async def one(number: int, text: str) -> int:
-            seeds = [seed_for(repeat, "bench", number, slot) for slot in range(SAMPLING.n)]
+            seeds = [seed_for(seed, "bench", number, slot) for slot in range(SAMPLING.n)]
             async with room:
                 ask = Ask("policy", tokens.prompt_ids(text, SAMPLING), SAMPLING, seeds)
                 return len(await DIALECTS[kind].sample(link, ask, seconds=REQUEST_SECONDS))
@@ -128,12 +143,12 @@ async def _bare(url: str, kind: Kind, tokens: Tokens, texts: list[str], window: 
         return sum(sampled) / (time.perf_counter() - started)
 
 
-def _served(refinery: Refinery, prompt_ids: list[str], repeat: int) -> float:
+def _served(refinery: Refinery, prompt_ids: list[str], seed: int) -> float:
     """Rollouts/s of a job, from the request until everything is stored."""
-    config: dict[str, Any] = {"name": f"bench-{repeat}", "policy": "policy", "prompt_set": "bench", "seed": repeat}
+    config: dict[str, Any] = {"name": f"bench-{seed}", "policy": "policy", "prompt_set": "bench", "seed": seed}
     refinery.post("/v1/runs", config | {"sampling": SAMPLING.model_dump(), "retain": "all"})
     started = time.perf_counter()
-    job = refinery.post(f"/v1/runs/bench-{repeat}/rollouts", {"prompts": prompt_ids})
+    job = refinery.post(f"/v1/runs/bench-{seed}/rollouts", {"prompts": prompt_ids})
     while job["state"] in {"queued", "running"}:
         job = refinery.get(f"/v1/jobs/{job['id']}", wait=30)
     elapsed = time.perf_counter() - started
