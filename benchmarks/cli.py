@@ -15,6 +15,7 @@ from benchmarks.report import document
 class Bench(StrEnum):
     SELECT = auto()
     ENGINE = auto()
+    VERIFY = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -25,6 +26,7 @@ def bench(
     name: Bench,
     engine: Annotated[list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default.")] = None,
     engine_python: Annotated[Path | None, typer.Option(help="For engine: Python of its own environment.")] = None,
+    data: Annotated[Path | None, typer.Option(help="For verify: folder of labelled rollouts to agree with.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -38,6 +40,10 @@ def bench(
             from service.engines.addresses import Kind
 
             figures = engines.run(tuple(map(Kind, engine or ("vllm", "sglang"))), engine_python)
+        case Bench.VERIFY:
+            from benchmarks import verify
+
+            figures = verify.run(data)
     if as_json:
         print(json.dumps(document(name, figures)))
         return

@@ -35,6 +35,8 @@ class Dropped(StrEnum):
     """Why a group gave no pair."""
 
     OTHER_POLICY_VERSION = auto()
+    OTHER_VERIFIER = auto()
+    """It has no verdicts of the verifier that the recipe names."""
     UNSCORED = auto()
     EASY = auto()
     HARD = auto()
@@ -78,6 +80,8 @@ def pairs_of(group: Group, recipe: Recipe) -> list[Pair] | Dropped:
         first, last = recipe.policy_versions
         if not first <= group.policy_version <= last:
             return Dropped.OTHER_POLICY_VERSION
+    if recipe.verifier is not None and any(r.verdict.verifier != recipe.verifier for r in group.rollouts_G):
+        return Dropped.OTHER_VERIFIER
     scored_G = eligible(group, recipe)
     match kind_of([s.reward for s in scored_G]):
         case GroupKind.UNSCORED:

@@ -91,6 +91,8 @@ class Recipe(Choice):
     truncated: bool = False
     """True lets completions that were cut at the token limit into pairs; a trainer ends them with an EOS that the
     policy never wrote."""
+    verifier: str | None = None
+    """Label of the verdicts to use, ``math@1``; None takes the newest of each group."""
     max_pairs: int | None = Field(None, ge=1)
     """Keep at most so many pairs, drawn by the seed."""
     test_share: float = Field(0.0, ge=0, lt=1)

@@ -26,7 +26,8 @@ class GroupIn(Choice):
     """The native import row: one prompt and its recorded rollouts."""
 
     prompt: str = Field(min_length=1)
-    reference: str = Field(min_length=1)
+    reference: str = ""
+    """May be empty where the verifier needs none."""
     verifier: str = "math"
     metadata: Metadata = Field(default_factory=dict)
     rollouts: tuple[RolloutIn, ...] = Field(min_length=1)

@@ -16,6 +16,7 @@ from pydantic import ValidationError
 
 from service.engines.addresses import parse_worker
 from service.settings import EngineChoice, ReloadMode, Settings
+from service.verifiers.declared import parse_declared
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +37,13 @@ def serve(
         typer.Option(help="Attach to a server: URL[,admin=URL]...[,dialect=vllm|sglang|openai][,version=N]."),
     ] = None,
     engine_reload: Annotated[ReloadMode | None, typer.Option(help="What a publication does to requests.")] = None,
+    verifier: Annotated[
+        list[str] | None, typer.Option(help="Declare a verifier: NAME[@REVISION]=KIND:TARGET; see docs/verifiers.md.")
+    ] = None,
+    code_python: Annotated[Path | None, typer.Option(help="Python for programs under test.")] = None,
+    unsafe_local_code: Annotated[
+        bool | None, typer.Option("--unsafe-local-code", help="Run programs under test without a sandbox.")
+    ] = None,
     engine_args: Annotated[list[str] | None, typer.Argument(help="After --: arguments for the engine.")] = None,
 ) -> None:
     """Runs the service until it is interrupted.
@@ -54,6 +62,9 @@ def serve(
             "engine_image": engine_image,
             "engine_url": tuple(map(parse_worker, engine_url)) if engine_url else None,
             "engine_reload": engine_reload,
+            "verifier": tuple(map(parse_declared, verifier)) if verifier else None,
+            "code_python": code_python,
+            "unsafe_local_code": unsafe_local_code,
             "engine_args": tuple(engine_args) if engine_args else None,
         }
         settings = Settings(**{key: value for key, value in given.items() if value is not None})

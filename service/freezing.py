@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
@@ -75,7 +76,7 @@ async def freeze(
     if existing := await datasets.by_id(name, dataset_id):
         return existing
 
-    found = await groups.for_curation(recipe.runs, watermark)
+    found = await groups.for_curation(recipe.runs, watermark, recipe.verifier)
     temperatures = {group.id: temperature for group, temperature in found}
     curated = await asyncio.to_thread(curate, [group for group, _ in found], recipe)
     if not curated.pairs:
@@ -94,6 +95,7 @@ async def freeze(
         "pairs": len(curated.pairs),
         "pairs_over_limit": curated.pairs_over_limit,
         "dropped": {reason.value: n for reason, n in sorted(curated.dropped.items())},
+        "verifiers": dict(sorted(Counter(pair.group.rollouts_G[0].verdict.verifier for pair in curated.pairs).items())),
         "informativeness": asdict(summarize(await groups.rewards(recipe.runs))),
     }
     folder = root / dataset_id

@@ -58,7 +58,7 @@ async def import_groups(
 ) -> Imported:
     """Verifies and stores the groups under the run, which is made if it does not exist."""
     run = RunConfig(name=run_name, policy="recorded", prompt_set=run_name, retain=Retain.ALL, imported=True)
-    prompts = {i: _prompt_of(row) for i, row in enumerate(rows)}
+    prompts = {i: prompt_of(row) for i, row in enumerate(rows)}
     ids = [_group_id(run_name, prompts[i], row) for i, row in enumerate(rows)]
     known = await groups.existing(ids)
     first = {group_id: i for i, group_id in reversed(list(enumerate(ids)))}
@@ -84,7 +84,7 @@ async def import_groups(
     return _summary(stored, existing=len(rows) - len(fresh), prompts=added)
 
 
-def _prompt_of(row: GroupIn) -> Prompt:
+def prompt_of(row: GroupIn) -> Prompt:
     identity = prompt_id(row.prompt, row.reference, row.verifier, row.metadata)
     return Prompt(identity, row.prompt, row.reference, row.verifier, row.metadata)
 

@@ -49,6 +49,7 @@ _MOVES = {
 class JobKind(StrEnum):
     ROLLOUTS = auto()
     PUBLISH = auto()
+    RESCORE = auto()
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,7 @@ from service.engines.room import EngineRoom
 from service.harvest import Harvest, Report, RolloutsRequest
 from service.jobs import Job, JobBoard, JobKind, Work
 from service.publishing import publish
+from service.rescoring import rescore
 from service.settings import EngineChoice, ReloadMode, Settings
 from service.stages import Conflict
 from service.store.datasets import Datasets
@@ -31,7 +32,15 @@ from service.store.jobs import Jobs
 from service.store.policies import Policies, PolicyVersion
 from service.store.prompts import Prompts
 from service.store.runs import Runs
+from service.store.verdicts import Verdicts
+from service.verifiers.catalogue import Catalogue, installed
+from service.verifiers.declared import declared_verifiers
+from service.verifiers.panel import Panel
 from service.verifiers.pool import VerifierPool
+from service.verifiers.worker import NO_LIMIT, Limits
+
+MODEL_LIMITS = Limits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT)
+"""Of a reward model in a worker process: loading it counts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,13 +52,16 @@ class Store:
     policies: Policies
     runs: Runs
     groups: Groups
+    verdicts: Verdicts
     jobs: Jobs
     datasets: Datasets
 
     @classmethod
     def open(cls, data: Path) -> "Store":
         duck = Duck(data / "store.duckdb")
-        return cls(duck, Prompts(duck), Policies(duck), Runs(duck), Groups(duck), Jobs(duck), Datasets(duck))
+        return cls(
+            duck, Prompts(duck), Policies(duck), Runs(duck), Groups(duck), Verdicts(duck), Jobs(duck), Datasets(duck)
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +69,7 @@ class Parts:
     settings: Settings
     store: Store
     engines: EngineRoom
-    verify: Verify
+    panel: Panel
     jobs: JobBoard
     now: Callable[[], datetime]
 
@@ -100,6 +112,19 @@ def fleet_config(settings: Settings, policy: str) -> FleetConfig:
     )
 
 
+def panel_of_settings(settings: Settings) -> Panel:
+    """Raises Conflict for a declared verifier whose name is taken."""
+    limits = Limits(settings.verifier_seconds, settings.verifier_cpu_seconds, settings.verifier_memory_mib << 20)
+    operator = {"python": settings.code_python and str(settings.code_python), "unsafe": settings.unsafe_local_code}
+    known = installed(code=operator)
+    declared = declared_verifiers(settings.verifier)
+    if taken := sorted(known.keys() & declared.keys()):
+        raise Conflict("verifier_exists", f"a verifier is called {', '.join(taken)} already: declare another name")
+    pool = VerifierPool(workers=settings.verifier_workers, limits=limits)
+    models = VerifierPool(workers=1, limits=MODEL_LIMITS)
+    return Panel(Catalogue({**known, **declared}), pool, models)
+
+
 def _launch(settings: Settings, api_key: str | None) -> Launch | None:
     if settings.engine is EngineChoice.TRANSFORMERS:
         return None
@@ -126,19 +151,15 @@ async def open_parts(
     async with AsyncExitStack() as closing:
         store = Store.open(settings.data)
         closing.callback(store.duck.close)
-        pool = VerifierPool(
-            workers=settings.verifier_workers,
-            seconds=settings.verifier_seconds,
-            memory_bytes=settings.verifier_memory_mib << 20,
-        )
-        closing.callback(pool.close)
+        panel = panel_of_settings(settings)
+        closing.push_async_callback(panel.close)
         engines = EngineRoom(partial(make_engine, settings))
         closing.push_async_callback(engines.close)
-        jobs = JobBoard(store.jobs, _work(store, engines, pool.verify, now), now)
+        jobs = JobBoard(store.jobs, _work(store, engines, panel.verify, now), now)
         closing.push_async_callback(jobs.close)
         await _load_policies(settings, store, engines, now)
         await jobs.resume()
-        yield Parts(settings, store, engines, pool.verify, jobs, now)
+        yield Parts(settings, store, engines, panel, jobs, now)
 
 
 def _work(store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], datetime]) -> dict[JobKind, Work]:
@@ -156,7 +177,10 @@ def _work(store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], d
     async def publish_version(job: Job, report: Report) -> dict[str, Any]:
         return await publish(job, engines=engines, policies=store.policies, now=now)
 
-    return {JobKind.ROLLOUTS: harvest, JobKind.PUBLISH: publish_version}
+    async def judge_anew(job: Job, report: Report) -> dict[str, Any]:
+        return await rescore(job, verify=verify, verdicts=store.verdicts, now=now)
+
+    return {JobKind.ROLLOUTS: harvest, JobKind.PUBLISH: publish_version, JobKind.RESCORE: judge_anew}
 
 
 async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]) -> None:

@@ -16,6 +16,7 @@ from pydantic_settings import (
 from service.checkpoints import EMBEDDED
 from service.engines.addresses import WorkerSpec
 from service.run_config import NAME
+from service.verifiers.declared import Declared
 
 
 class EngineChoice(StrEnum):
@@ -66,9 +67,18 @@ class Settings(BaseSettings):
     """Completions that the embedded engine samples in one batch."""
     verifier_workers: int = Field(default_factory=lambda: os.cpu_count() or 1, ge=1)
     verifier_seconds: float = Field(10.0, gt=0)
-    """Wall clock of one check; then its worker is killed and the verdict is a timeout."""
+    """Wall clock of one check; then its worker is killed and the verdict is a timeout. It decides where a check waits
+    instead of computing; keep it far above the CPU time, or verdicts depend on how busy the machine is."""
+    verifier_cpu_seconds: float = Field(2.0, gt=0)
+    """CPU time of one check; then its worker is killed and the verdict is a timeout."""
     verifier_memory_mib: int = Field(2048, ge=256)
     """Address space of one verifier worker."""
+    verifier: tuple[Declared, ...] = ()
+    """Reward functions, reward models and verifier servers, beside the verifiers that are always there."""
+    code_python: Path | None = None
+    """Python that programs under test run with; the system's by default."""
+    unsafe_local_code: bool = False
+    """Run programs under test on this machine without a sandbox."""
     body_mib: int = Field(256, ge=1)
     """Largest request body."""
 

@@ -30,6 +30,7 @@ def register(app: typer.Typer) -> None:
     app.add_typer(dataset, name="dataset")
     app.command()(rollouts)
     app.command("import")(import_file)
+    app.command()(rescore)
 
 
 @contextmanager
@@ -142,6 +143,33 @@ def import_file(
         | {"agreement": share, "zero_variance_share": zero_variance},
         as_json,
     )
+
+
+def rescore(
+    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    verifier: Annotated[
+        str | None, typer.Option(help="Verifier instead of the ones that the prompts name, math?literal=true say.")
+    ] = None,
+    where: Annotated[str, typer.Option(help='Which groups, as JSON: {"outcomes": ["timeout"]} say.')] = "{}",
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Judges the stored groups of a run anew and shows what changed; the old verdicts stay beside the new ones."""
+    try:
+        chosen = json.loads(where)
+    except ValueError as error:
+        sys.exit(f"refinery: --where is not JSON: {error}")
+    with service_at(service) as refinery, progress_bar(quiet=as_json) as bar:
+        task = bar.add_task(f"{run}: groups", total=None)
+
+        def show(job: dict[str, Any]) -> None:
+            groups = job["progress"].get("groups", {})
+            bar.update(task, total=groups.get("all"), completed=groups.get("done", 0))
+
+        job = refinery.wait(
+            refinery.post(f"/v1/runs/{run}/rescore", {"verifier": verifier, "where": chosen}), on_progress=show
+        )
+    _show(job["result"], as_json)
 
 
 @dataset.command("freeze")

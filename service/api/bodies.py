@@ -33,16 +33,20 @@ async def read_rows(request: Request, model: type[M], limit_bytes: int) -> list[
         except ValueError as error:
             rejected.append({"row": number, "reason": str(error)})
     if rejected:
-        first = rejected[0]
-        raise Invalid(
-            "rows_rejected",
-            f"{len(rejected)} of {len(rows) + len(rejected)} rows were rejected and nothing was stored; "
-            f"row {first['row']}: {first['reason']}",
-            rejected=rejected[:MOST_REPORTED],
-        )
+        raise rows_rejected(rejected, len(rows) + len(rejected))
     if not rows:
         raise Invalid("no_rows", "the body holds no rows")
     return rows
+
+
+def rows_rejected(rejected: list[dict[str, Any]], of: int) -> Invalid:
+    """`rejected` holds ``{row, reason}``."""
+    first = rejected[0]
+    return Invalid(
+        "rows_rejected",
+        f"{len(rejected)} of {of} rows were rejected and nothing was stored; row {first['row']}: {first['reason']}",
+        rejected=rejected[:MOST_REPORTED],
+    )
 
 
 async def _read(request: Request, limit_bytes: int) -> bytes:

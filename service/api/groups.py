@@ -7,16 +7,18 @@ from fastapi import APIRouter, Query, Request
 
 from curation.recorded import GroupIn
 from service.api.bodies import read_rows
+from service.api.faults import refuse_faulty
 from service.api.routes import Cursor, Limit, PartsDep
 from service.api.wire import (
     GroupDetailOut,
     GroupOut,
     Page,
+    RescoreOut,
     RolloutOut,
-    check_verifiers,
     decode_cursor,
+    with_spelled_verifiers,
 )
-from service.importing import import_groups
+from service.importing import import_groups, prompt_of
 from service.run_config import NAME
 
 router = APIRouter(prefix="/v1", tags=["groups"])
@@ -40,7 +42,8 @@ async def get_group(group_id: str, parts: PartsDep) -> GroupDetailOut:
     """A group with all its rollouts."""
     group, rollouts = await parts.store.groups.get(group_id)
     members = [RolloutOut(**{key: row[key] for key in RolloutOut.model_fields}) for row in rollouts]
-    return GroupDetailOut(**GroupOut.of(group).model_dump(), members=members)
+    rescores = [RescoreOut(**row) for row in await parts.store.verdicts.of_group(group_id)]
+    return GroupDetailOut(**GroupOut.of(group).model_dump(), members=members, rescores=rescores)
 
 
 @router.post("/rollouts/import", status_code=201)
@@ -50,8 +53,9 @@ async def import_rollouts(
     """Stores recorded rollouts as groups of a run: rows ``{prompt, reference, verifier?, metadata?, rollouts}``, as a
     JSON list, NDJSON or Parquet, verified by us. One bad row and nothing is stored; known groups are counted."""
     rows = await read_rows(request, GroupIn, parts.settings.body_mib << 20)
-    check_verifiers([row.verifier for row in rows])
+    rows = with_spelled_verifiers(rows, parts.panel.catalogue)
+    await refuse_faulty([prompt_of(row) for row in rows], parts.panel)
     imported = await import_groups(
-        rows, run, verify=parts.verify, duck=parts.store.duck, groups=parts.store.groups, now=parts.now
+        rows, run, verify=parts.panel.verify, duck=parts.store.duck, groups=parts.store.groups, now=parts.now
     )
     return asdict(imported)

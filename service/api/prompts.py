@@ -5,6 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query, Request
 
 from service.api.bodies import read_rows
+from service.api.faults import refuse_faulty
 from service.api.routes import Cursor, Limit, PartsDep
 from service.api.wire import (
     Page,
@@ -12,8 +13,8 @@ from service.api.wire import (
     PromptIn,
     PromptOut,
     PromptsAdded,
-    check_verifiers,
     decode_cursor,
+    with_spelled_verifiers,
 )
 from service.run_config import NAME
 
@@ -25,11 +26,13 @@ SetName = Annotated[str, Query(alias="set", pattern=NAME)]
 async def add_prompts(request: Request, parts: PartsDep, prompt_set: SetName = "default") -> PromptsAdded:
     """Adds rows ``{prompt, reference, verifier?, metadata?}`` to a prompt set: a JSON list, NDJSON or Parquet.
 
-    One bad row and nothing is stored; the answer names the rows at fault.
+    One bad row and nothing is stored, a reference that its verifier cannot read included; the answer names the rows at
+    fault.
     """
     rows = await read_rows(request, PromptIn, parts.settings.body_mib << 20)
-    check_verifiers([row.verifier for row in rows])
-    result = await parts.store.prompts.add([row.record() for row in rows], prompt_set, parts.now())
+    added = [row.record() for row in with_spelled_verifiers(rows, parts.panel.catalogue)]
+    await refuse_faulty(added, parts.panel)
+    result = await parts.store.prompts.add(added, prompt_set, parts.now())
     return PromptsAdded(prompt_set=prompt_set, added=result.added, existing=result.existing)
 
 

@@ -4,9 +4,10 @@ from fastapi import APIRouter, Response
 
 from curation.informativeness import summarize
 from service.api.routes import IdempotencyKey, PartsDep, job_name
-from service.api.wire import JobOut, RunOut
+from service.api.wire import JobOut, RunOut, spelled_verifier
 from service.harvest import RolloutsRequest, check
 from service.jobs import JobKind
+from service.rescoring import RescoreRequest
 from service.run_config import RunConfig
 from service.stages import Invalid
 
@@ -55,3 +56,16 @@ async def request_rollouts(
     parts.engines.engine_of(config.policy)  # refuses now, not in the job, when the policy is not loaded
     job_id = job_name(JobKind.ROLLOUTS, run, idempotency_key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))
+
+
+@router.post("/{run}/rescore", status_code=202)
+async def request_rescore(
+    run: str, body: RescoreRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
+) -> JobOut:
+    """Judges stored groups anew: by the verifiers of their prompts at today's revision, or by another one. The new
+    verdicts count from then on; the old ones stay. The job's result says what changed."""
+    await parts.store.runs.get(run)
+    if body.verifier is not None:
+        body = body.model_copy(update={"verifier": spelled_verifier(body.verifier, parts.panel.catalogue)})
+    job_id = job_name(JobKind.RESCORE, run, idempotency_key)
+    return JobOut.of(await parts.jobs.submit(job_id, JobKind.RESCORE, run, body.model_dump(mode="json")))

@@ -13,6 +13,7 @@ from curation.choice import Choice, Metadata
 from curation.informativeness import Informativeness
 from curation.keys import prompt_id
 from curation.recipe import Recipe
+from curation.recorded import GroupIn
 from curation.records import Prompt
 from service.engines.base import WorkerState, WorkerView
 from service.jobs import Job, JobEvent, JobKind, JobState
@@ -21,7 +22,7 @@ from service.stages import Invalid
 from service.store.datasets import DatasetVersion
 from service.store.duck import Row
 from service.store.policies import PolicyVersion
-from service.verifiers.base import REVISIONS
+from service.verifiers.catalogue import Catalogue
 
 Time = Annotated[datetime, PlainSerializer(lambda t: t.replace(tzinfo=UTC).isoformat().replace("+00:00", "Z"))]
 Text = Annotated[str, StringConstraints(min_length=1, pattern=r"\S")]
@@ -57,7 +58,8 @@ def decode_cursor(cursor: str | None, start: T) -> T:
 
 class PromptIn(Choice):
     prompt: Text
-    reference: Text
+    reference: str = ""
+    """May be empty where the verifier needs none."""
     verifier: str = "math"
     metadata: Metadata = Field(default_factory=dict)
 
@@ -66,12 +68,21 @@ class PromptIn(Choice):
         return Prompt(identity, self.prompt, self.reference, self.verifier, self.metadata)
 
 
-def check_verifiers(names: Sequence[str]) -> None:
-    """Raises Invalid for names that no verifier has."""
-    if unknown := sorted(set(names) - set(REVISIONS)):
-        raise Invalid(
-            "unknown_verifier", f"there is no verifier {', '.join(unknown)}; there are {', '.join(sorted(REVISIONS))}"
-        )
+Judged = TypeVar("Judged", PromptIn, GroupIn)
+
+
+def with_spelled_verifiers(rows: Sequence[Judged], catalogue: Catalogue) -> list[Judged]:
+    """The rows with the canonical names of their verifiers. Raises Invalid for names of none."""
+    spelled = {name: spelled_verifier(name, catalogue) for name in dict.fromkeys(row.verifier for row in rows)}
+    return [row.model_copy(update={"verifier": spelled[row.verifier]}) for row in rows]
+
+
+def spelled_verifier(name: str, catalogue: Catalogue) -> str:
+    """Its canonical name. Raises Invalid for a name of none."""
+    try:
+        return catalogue.spelled(name)
+    except ValueError as error:
+        raise Invalid("unknown_verifier", str(error)) from None
 
 
 class PromptOut(BaseModel):
@@ -238,8 +249,26 @@ class RolloutOut(BaseModel):
     recorded_reward: float | None
 
 
+class VerdictOut(BaseModel):
+    outcome: str
+    reward: float | None
+    verifier: str
+    elapsed: float
+    detail: str
+
+
+class RescoreOut(BaseModel):
+    job: str
+    verdicts: list[VerdictOut]
+    """One per member, in their order."""
+    stored_at: Time
+
+
 class GroupDetailOut(GroupOut):
     members: list[RolloutOut]
+    """With the verdicts they were stored with."""
+    rescores: list[RescoreOut]
+    """Later verdicts, oldest first; the last ones count."""
 
 
 class DatasetIn(Choice):

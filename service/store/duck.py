@@ -46,19 +46,20 @@ class Transaction:
         self._connection = connection
         self._schemas = schemas
         self._waiting: dict[str, list[Row]] = {}
-        self._last_seq: dict[str, int] = {}
+        self._last_seq: dict[tuple[str, ...], int] = {}
 
     def insert(self, table: str, rows: Iterable[Row]) -> None:
         # Made whole first: making a row may itself look into the store, and looking flushes what waits.
         ready = list(rows)
         self._waiting.setdefault(table, []).extend(ready)
 
-    def next_seq(self, table: str) -> int:
-        """Counts a table's rows up from 1, in the order of their commits."""
-        if table not in self._last_seq:
-            [(self._last_seq[table],)] = self.rows(f"select coalesce(max(seq), 0) from {table}")
-        self._last_seq[table] += 1
-        return self._last_seq[table]
+    def next_seq(self, *tables: str) -> int:
+        """Counts the rows of some tables together up from 1, in the order of their commits."""
+        if tables not in self._last_seq:
+            newest = [self.rows(f"select coalesce(max(seq), 0) from {table}")[0][0] for table in tables]
+            self._last_seq[tables] = max(newest)
+        self._last_seq[tables] += 1
+        return self._last_seq[tables]
 
     def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """The answer, with everything inserted so far."""

@@ -86,7 +86,7 @@ class Groups:
         """Every visit of a run, oldest first: what `RunState.replay` takes."""
         rows = await self._duck.read(
             """select v.prompt_id, v.epoch, v.step, v.round, v.action, g.rewards
-               from visits v left join groups g using (run, prompt_id, visit) where v.run = ? order by v.seq""",
+               from visits v left join judged_groups g using (run, prompt_id, visit) where v.run = ? order by v.seq""",
             [run],
         )
         return [
@@ -136,35 +136,41 @@ class Groups:
     async def page(self, *, run: str | None, informative: bool | None, after: int, limit: int) -> list[Row]:
         """Groups without their rollouts, in the order they were stored, those after sequence number `after`."""
         return await self._duck.read(
-            """select * from groups where seq > $after and ($run is null or run = $run)
+            """select * exclude (verdicts) from judged_groups where seq > $after and ($run is null or run = $run)
                and ($informative is null or (kind = 'informative') = $informative) order by seq limit $limit""",
             {"after": after, "run": run, "informative": informative, "limit": limit},
         )
 
     async def get(self, group_id: str) -> tuple[Row, list[Row]]:
         """A group's own row and those of its rollouts."""
-        groups = await self._duck.read("select * from groups where group_id = ?", [group_id])
+        groups = await self._duck.read("select * from judged_groups where group_id = ?", [group_id])
         if not groups:
             raise NotFound("group_not_found", f"there is no group {group_id!r}")
         rollouts = await self._duck.read("select * from rollouts where group_id = ? order by idx", [group_id])
         return groups[0], rollouts
 
     async def watermark(self) -> int:
-        """Sequence number of the newest group; 0 in an empty store."""
-        [row] = await self._duck.read("select coalesce(max(seq), 0) as seq from groups")
+        """Sequence number of the newest group or rescore; 0 in an empty store."""
+        [row] = await self._duck.read(
+            "select coalesce(max(seq), 0) as seq from (select seq from groups union all select seq from rescores)"
+        )
         return int(row["seq"])
 
     async def rewards(self, runs: Sequence[str]) -> list[tuple[float, ...]]:
         """Rewards of every group of the runs."""
         rows = await self._duck.read(
-            "select rewards from groups where list_contains(?, run) order by seq", [list(runs)]
+            "select rewards from judged_groups where list_contains(?, run) order by seq", [list(runs)]
         )
         return [tuple(row["rewards"]) for row in rows]
 
-    async def for_curation(self, runs: Sequence[str], watermark: int) -> list[tuple[Group, float | None]]:
-        """The groups whose text is kept, with the temperature they were sampled at, up to the watermark."""
-        rows = await self._duck.read(CURATION, {"runs": list(runs), "watermark": watermark})
-        return await asyncio.to_thread(lambda: [(_group_of(row), row["temperature"]) for row in rows])
+    async def for_curation(
+        self, runs: Sequence[str], watermark: int, verifier: str | None = None
+    ) -> list[tuple[Group, float | None]]:
+        """The groups whose text is kept, with the temperature they were sampled at, up to the watermark. They carry
+        their newest verdicts; with the label of a verifier, those where they have them."""
+        scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier}
+        rows = await self._duck.read(CURATION, scope)
+        return await asyncio.to_thread(lambda: [(group_of(row), row["temperature"]) for row in rows])
 
     async def existing(self, group_ids: Sequence[str]) -> set[str]:
         rows = await self._duck.read("select group_id from groups where list_contains(?, group_id)", [list(group_ids)])
@@ -187,14 +193,14 @@ select count(*) filter (where kind = 'easy') as easy, count(*) filter (where kin
        count(*) filter (where kind = 'unscored') as unscored,
        coalesce(sum(rollouts), 0)::bigint as rollouts, coalesce(sum(tokens), 0)::bigint as tokens,
        coalesce(sum(truncated), 0)::bigint as truncated
-from groups where {IN_SCOPE}
+from judged_groups where {IN_SCOPE}
 """
 
 FUNNEL_FAILURES = f"select count(*) as failed from failures where {IN_SCOPE}"
 
 FUNNEL_OUTCOMES = f"""
 select entry.key as outcome, sum(entry.value) as n
-from (select unnest(map_entries(outcomes)) as entry from groups where {IN_SCOPE}) group by 1 order by 1
+from (select unnest(map_entries(outcomes)) as entry from judged_groups where {IN_SCOPE}) group by 1 order by 1
 """
 
 EPOCHS = """
@@ -204,19 +210,23 @@ select v.epoch, count(*) as considered,
        count(*) filter (where g.kind = 'easy') as easy, count(*) filter (where g.kind = 'hard') as hard,
        count(*) filter (where g.kind = 'informative') as informative,
        coalesce(sum(g.tokens), 0)::bigint as tokens
-from visits v left join groups g using (run, prompt_id, visit)
+from visits v left join judged_groups g using (run, prompt_id, visit)
 where v.run = ? group by v.epoch order by v.epoch
 """
 
 CURATION = """
 select g.group_id, g.run, g.visit, g.policy_version, g.temperature,
-       p.prompt_id, p.text, p.reference, p.verifier, p.metadata, r.rollouts
+       p.prompt_id, p.text, p.reference, p.verifier, p.metadata, r.rollouts, s.verdicts
 from groups g
 join prompts p using (prompt_id)
 join (select group_id, list({text: text, token_ids: token_ids, logprobs: logprobs, finish_reason: finish_reason,
                              weight_versions: weight_versions, outcome: outcome, reward: reward,
                              verifier: verifier, detail: detail} order by idx) as rollouts
       from rollouts where text is not null group by group_id) r using (group_id)
+left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
+           where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
+           group by group_id) s
+  on s.group_id = g.group_id and ($verifier is null or r.rollouts[1].verifier != $verifier)
 where g.seq <= $watermark and list_contains($runs, g.run)
 order by g.seq
 """
@@ -252,7 +262,7 @@ def add_group(tx: Transaction, stored: StoredGroup, retain: Retain, now: datetim
         "groups",
         [
             {
-                "seq": tx.next_seq("groups"),
+                "seq": tx.next_seq("groups", "rescores"),
                 "group_id": group.id,
                 "run": group.run,
                 "prompt_id": group.prompt.id,
@@ -265,7 +275,7 @@ def add_group(tx: Transaction, stored: StoredGroup, retain: Retain, now: datetim
                 "rewards": list(group.rewards_G),
                 "rollouts": len(group.rollouts_G),
                 "tokens": stored.tokens,
-                "outcomes": list(Counter(r.verdict.outcome.value for r in group.rollouts_G).items()),
+                "outcomes": outcomes_of(group),
                 "truncated": sum(r.truncated for r in group.rollouts_G),
                 "sampling_seconds": stored.sampling_seconds,
                 "verifying_seconds": stored.verifying_seconds,
@@ -282,6 +292,11 @@ def add_group(tx: Transaction, stored: StoredGroup, retain: Retain, now: datetim
             for idx, (rollout, recorded) in enumerate(zip(group.rollouts_G, recorded_G, strict=True))
         ),
     )
+
+
+def outcomes_of(group: Group) -> list[tuple[str, int]]:
+    """As a map column takes them."""
+    return list(Counter(rollout.verdict.outcome.value for rollout in group.rollouts_G).items())
 
 
 def _rollout_row(group_id: str, idx: int, rollout: Rollout, recorded: float | None, keep_text: bool) -> Row:
@@ -306,14 +321,19 @@ def _rollout_row(group_id: str, idx: int, rollout: Rollout, recorded: float | No
     }
 
 
-def _group_of(row: Row) -> Group:
+def group_of(row: Row) -> Group:
+    """From a row of its group, its prompt, its rollouts and, where it was judged anew, its verdicts."""
+    rollouts_G = tuple(_rollout_of(rollout) for rollout in row["rollouts"])
+    if row["verdicts"]:
+        judged = zip(rollouts_G, row["verdicts"], strict=True)
+        rollouts_G = tuple(Rollout(rollout.completion, _verdict_of(verdict)) for rollout, verdict in judged)
     return Group(
         id=row["group_id"],
         run=row["run"],
         prompt=prompt_of(row),
         visit=row["visit"],
         policy_version=row["policy_version"],
-        rollouts_G=tuple(_rollout_of(rollout) for rollout in row["rollouts"]),
+        rollouts_G=rollouts_G,
     )
 
 
@@ -325,5 +345,8 @@ def _rollout_of(row: dict[str, Any]) -> Rollout:
         finish_reason=FinishReason(row["finish_reason"]),
         weight_versions=tuple(WeightSpan(**span) for span in row["weight_versions"]),
     )
-    verdict = Verdict(Outcome(row["outcome"]), row["reward"], row["verifier"], detail=row["detail"])
-    return Rollout(completion, verdict)
+    return Rollout(completion, _verdict_of(row))
+
+
+def _verdict_of(row: dict[str, Any]) -> Verdict:
+    return Verdict(Outcome(row["outcome"]), row["reward"], row["verifier"], detail=row["detail"])

@@ -32,3 +32,18 @@ create table if not exists datasets (
     name varchar, version integer, dataset_id varchar, recipe varchar, watermark bigint, manifest varchar,
     frozen_at timestamp
 );
+create table if not exists rescores (
+    seq bigint, group_id varchar, run varchar, job varchar, kind varchar, rewards double[], outcomes map(varchar, integer),
+    verdicts struct(outcome varchar, reward double, verifier varchar, elapsed double, detail varchar)[],
+    stored_at timestamp
+);
+-- Groups as they are judged now: by their newest rescore, else as they were when sampled.
+create or replace view judged_groups as
+select g.* exclude (kind, rewards, outcomes),
+       coalesce(r.newest.kind, g.kind) as kind, coalesce(r.newest.rewards, g.rewards) as rewards,
+       coalesce(r.newest.outcomes, g.outcomes) as outcomes, r.newest.verdicts as verdicts
+from groups g left join (
+    select group_id,
+           arg_max({kind: kind, rewards: rewards, outcomes: outcomes, verdicts: verdicts}, seq) as newest
+    from rescores group by group_id
+) r using (group_id);

@@ -1,32 +1,35 @@
-"""What a verifier is: a named rule that judges one completion against one question.
+"""What a rule is: a function that judges one completion against one question.
 
-Rules (`service.verifiers.rules`) run only in worker processes (`service.verifiers.worker`), where they may hang or
-crash without harm; they are plain functions and raise whatever they like. Here are the values that travel, and the
-names.
+Rules run only in worker processes (`service.verifiers.worker`), where they may hang or crash without harm; they are
+plain functions and raise whatever they like. Here are the values that travel.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from curation.choice import Choice
 from curation.records import Outcome
 
-REVISIONS = {"math": 1, "exact": 1, "numeric": 1, "reasoning_gym": 1}
-"""Every verifier and its revision; a revision is raised when a rule may judge differently than before."""
 
+class Options(Choice):
+    """What can be chosen about a verifier, as part of its name."""
 
-def full_name(verifier: str) -> str:
-    """``"math@1"``: what verdicts are labelled with."""
-    return f"{verifier}@{REVISIONS[verifier]}"
+    @property
+    def wall_seconds(self) -> float | None:
+        """Of one check, where the rule needs other than the pool's limit."""
+        return None
 
 
 @dataclass(frozen=True, slots=True)
 class Question:
     """What a completion is held against."""
 
-    verifier: str
+    prompt: str
     reference: str
     metadata: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, Any] = field(default_factory=dict)
+    """Of the verifier, checked against its options model; those left out have their defaults."""
 
 
 class Judgement(NamedTuple):
@@ -40,8 +43,12 @@ class NoAnswer(Exception):
 
 
 class BadReference(Exception):
-    """The reference cannot be read, so nothing can be right."""
+    """The question itself cannot be read, so nothing can be right."""
+
+
+class OutOfTime(Exception):
+    """The check's own clock ran out: a timeout, without a worker being killed for it."""
 
 
 Rule = Callable[[Question, str], tuple[float, str]]
-"""(reward in 0..1, the answer that was compared). May raise `NoAnswer`, `BadReference` and anything else."""
+"""(reward in 0..1, the answer that was compared). May raise the exceptions above and anything else."""

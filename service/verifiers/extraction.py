@@ -2,6 +2,7 @@
 
 import re
 
+BOXED = re.compile(r"\\f?boxed\s*\{")
 TAGGED = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
@@ -18,3 +19,14 @@ def plain_answer(text: str) -> str:
         return tagged
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[-1] if lines else ""
+
+
+def boxed_answer(text: str) -> str | None:
+    """What stands in the last ``\\boxed{}``, or None without one that ends."""
+    for start in reversed([found.end() for found in BOXED.finditer(text)]):
+        depth = 1
+        for end in range(start, len(text)):
+            depth += {"{": 1, "}": -1}.get(text[end], 0)
+            if depth == 0:
+                return text[start:end].strip()
+    return None

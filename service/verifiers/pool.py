@@ -1,37 +1,58 @@
 """Killable worker processes for verification.
 
 - Every completion handed in comes back as exactly one verdict, in its place.
-- A check that passes its wall clock, or takes its worker down, costs one worker restart and its own verdict; the
-  checks behind it go on in the fresh worker.
+- A check that passes a limit, or takes its worker down, costs one worker restart and its own verdict; the checks
+  behind it go on in the fresh worker.
+- Equal completions of one prompt are checked once.
 """
 
 import asyncio
 import json
 import multiprocessing
 import queue
+import signal
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 
-from curation.records import Outcome, Prompt, Verdict
+from curation.records import Outcome, Verdict
 from service.stages import VerifierFailed, stage
 from service.verifiers import worker
-from service.verifiers.base import REVISIONS, full_name
+from service.verifiers.base import Question
+from service.verifiers.worker import OUT_OF_MEMORY, Limits
 
 STARTUP_SECONDS = 120.0
 """A fresh worker imports its verifier's libraries within this time, on a busy machine too."""
+CHECKS_PER_WORKER = 2000
+"""Then it is replaced: whatever leaks has an end."""
+PRELOADED = (worker.__name__, "service.verifiers.math_rule")
+"""Imported once, before the workers are forked: a restart then costs milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What to do with a completion, but for the completion itself."""
+
+    label: str
+    """Of the verdicts."""
+    rule: str
+    """``package.module:function``, imported by the worker."""
+    question: Question
+    wall_seconds: float | None = None
+    """Where a rule needs more than the pool gives."""
 
 
 class VerifierPool:
     """`verify` may be called from any number of tasks; at most `workers` checks run at a time."""
 
-    def __init__(self, *, workers: int, seconds: float, memory_bytes: int) -> None:
+    def __init__(self, *, workers: int, limits: Limits) -> None:
         # Never a plain fork: this process has threads. The fork server has none.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([worker.__name__])
-        self._workers = [_Worker(context, seconds, memory_bytes) for _ in range(workers)]
+        context.set_forkserver_preload(list(PRELOADED))
+        self._workers = [_Worker(context, limits) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for idle in self._workers:
             self._idle.put(idle)
@@ -42,23 +63,29 @@ class VerifierPool:
         """Of the worker processes that run now."""
         return [pid for one in self._workers if (pid := one.pid) is not None]
 
-    async def verify(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+    @property
+    def restarts(self) -> int:
+        """Workers that a check cost."""
+        return sum(one.lost for one in self._workers)
+
+    async def verify(self, check: Check, texts: Sequence[str]) -> list[Verdict]:
         """One verdict per text, in their order."""
-        if prompt.verifier not in REVISIONS:
-            raise VerifierFailed(f"prompt {prompt.id} names the verifier {prompt.verifier!r}, which does not exist")
+        different = list(dict.fromkeys(texts))
         loop = asyncio.get_running_loop()
-        with stage(VerifierFailed, f"verifying prompt {prompt.id}"):
-            return await loop.run_in_executor(self._threads, self._verify, prompt, list(texts))
+        with stage(VerifierFailed, f"verifying with {check.label}"):
+            verdicts = await loop.run_in_executor(self._threads, self._verify, check, different)
+        verdict_of = dict(zip(different, verdicts, strict=True))
+        return [verdict_of[text] for text in texts]
 
     def close(self) -> None:
         self._threads.shutdown(cancel_futures=True)
         for stopping in self._workers:
             stopping.stop()
 
-    def _verify(self, prompt: Prompt, texts: list[str]) -> list[Verdict]:
+    def _verify(self, check: Check, texts: list[str]) -> list[Verdict]:
         borrowed = self._idle.get()
         try:
-            return borrowed.verify(prompt, texts)
+            return borrowed.verify(check, texts)
         finally:
             self._idle.put(borrowed)
 
@@ -66,70 +93,98 @@ class VerifierPool:
 class _Worker:
     """One child process and its pipe; started when first needed."""
 
-    def __init__(self, context: multiprocessing.context.ForkServerContext, seconds: float, memory_bytes: int) -> None:
+    def __init__(self, context: multiprocessing.context.ForkServerContext, limits: Limits) -> None:
         self._context = context
-        self._seconds = seconds
-        self._memory_bytes = memory_bytes
+        self._limits = limits
         self._child: tuple[BaseProcess, Connection] | None = None
+        self._checks = 0
+        """Of the child."""
+        self.lost = 0
+        """Children that a check ended."""
 
     @property
     def pid(self) -> int | None:
         return self._child[0].pid if self._child else None
 
-    def verify(self, prompt: Prompt, texts: list[str]) -> list[Verdict]:
+    def verify(self, check: Check, texts: list[str]) -> list[Verdict]:
         verdicts: list[Verdict] = []
         while len(verdicts) < len(texts):
-            verdicts += self._verify_until_killed(prompt, texts[len(verdicts) :])
+            verdicts += self._verify_until_lost(check, texts[len(verdicts) :])
+        if self._checks >= CHECKS_PER_WORKER:
+            self.stop()
         return verdicts
 
-    def stop(self) -> None:
+    def stop(self) -> int | None:
+        """Ends the child; returns what it had ended with already, if it had."""
         if self._child is None:
-            return
+            return None
         process, connection = self._child
         self._child = None
+        exitcode = process.exitcode
         process.kill()
         process.join()
+        process.close()
         connection.close()
+        return exitcode
 
-    def _verify_until_killed(self, prompt: Prompt, texts: list[str]) -> list[Verdict]:
+    def _verify_until_lost(self, check: Check, texts: list[str]) -> list[Verdict]:
         """Verdicts for all texts, or for those up to and including the one that cost the worker."""
+        connection = self._hand_over(check, texts)
+        verdicts: list[Verdict] = []
+        for _ in texts:
+            verdicts.append(self._next_verdict(connection, check))
+            if self._child is None:
+                self.lost += 1
+                break
+        return verdicts
+
+    def _hand_over(self, check: Check, texts: list[str]) -> Connection:
+        """Returns once the worker has begun with the first text."""
         _, connection = self._child = self._child or self._start()
-        name = full_name(prompt.verifier)
-        message = {
-            "verifier": prompt.verifier,
-            "reference": prompt.reference,
-            "metadata": prompt.metadata,
-            "texts": texts,
-        }
+        message = {"rule": check.rule, "question": asdict(check.question), "texts": texts}
         try:
             connection.send_bytes(json.dumps(message).encode())
             if not connection.poll(STARTUP_SECONDS):
-                raise VerifierFailed(f"a worker for {name} did not start within {STARTUP_SECONDS:.0f} s")
+                raise VerifierFailed(f"a worker for {check.label} did not start within {STARTUP_SECONDS:.0f} s")
             connection.recv_bytes()
         except BaseException:
             self.stop()
             raise
-        verdicts: list[Verdict] = []
-        for _ in texts:
-            started = time.monotonic()
-            try:
-                if not connection.poll(self._seconds):
-                    self.stop()
-                    detail = f"killed after {self._seconds:g} s"
-                    return [*verdicts, Verdict(Outcome.TIMEOUT, None, name, time.monotonic() - started, detail)]
-                reply = json.loads(connection.recv_bytes())
-            except (EOFError, ConnectionError):
+        return connection
+
+    def _next_verdict(self, connection: Connection, check: Check) -> Verdict:
+        """Of the text that the worker is at; afterwards there is no child if that text cost it."""
+        started = time.monotonic()
+        seconds = check.wall_seconds or self._limits.wall_seconds
+        self._checks += 1
+        try:
+            if not connection.poll(seconds):
                 self.stop()
-                detail = "the check took its worker process down"
-                return [*verdicts, Verdict(Outcome.ERROR, None, name, time.monotonic() - started, detail)]
-            verdicts.append(
-                Verdict(Outcome(reply["outcome"]), reply["reward"], name, reply["elapsed"], reply["detail"])
-            )
-        return verdicts
+                return _unscored(check, Outcome.TIMEOUT, f"killed after {seconds:g} s", started)
+            reply = json.loads(connection.recv_bytes())
+        except (EOFError, ConnectionError):
+            return _unscored(check, *self._post_mortem(), started)
+        if reply["detail"] == OUT_OF_MEMORY:  # it lives, but who knows how well
+            self.stop()
+        return Verdict(Outcome(reply["outcome"]), reply["reward"], check.label, reply["elapsed"], reply["detail"])
+
+    def _post_mortem(self) -> tuple[Outcome, str]:
+        assert self._child is not None
+        self._child[0].join(STARTUP_SECONDS)
+        match self.stop():
+            case exitcode if exitcode == -signal.SIGPROF:
+                return Outcome.TIMEOUT, f"killed after {self._limits.cpu_seconds:g} s of CPU"
+            case exitcode:
+                return Outcome.ERROR, f"the check took its worker process down (exit status {exitcode})"
 
     def _start(self) -> tuple[BaseProcess, Connection]:
         ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=worker.work, args=(theirs, self._memory_bytes), daemon=True)
+        process = self._context.Process(target=worker.work, args=(theirs, self._limits), daemon=True)
         process.start()
         theirs.close()
+        self._checks = 0
         return process, ours
+
+
+def _unscored(check: Check, outcome: Outcome, detail: str, started: float) -> Verdict:
+    return Verdict(outcome, None, check.label, time.monotonic() - started, detail)

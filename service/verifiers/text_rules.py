@@ -1,9 +1,10 @@
-"""Rules that compare the answer as text or as a number. Nothing is evaluated: ``70+75`` is not 145."""
+"""Rules that compare the answer as text, as a number or as a letter. Nothing is evaluated: ``70+75`` is not 145."""
 
+import re
 from decimal import Decimal, InvalidOperation
 
 from service.verifiers.base import BadReference, NoAnswer, Question
-from service.verifiers.extraction import plain_answer
+from service.verifiers.extraction import boxed_answer, plain_answer, tagged_answer
 
 LONGEST_NUMBER = 1000
 """Characters; a longer one is no answer anybody meant."""
@@ -31,6 +32,34 @@ def numeric(question: Question, text: str) -> tuple[float, str]:
         return float(_number(answer) == reference), answer
     except ValueError:
         raise NoAnswer from None
+
+
+def choice(question: Question, text: str) -> tuple[float, str]:
+    """The letter of a multiple choice: tagged, boxed, after "the answer is", or the last that stands alone."""
+    letters = question.options.get("letters", "ABCDEFGHIJ")
+    reference = _letter(question.reference, letters) or ""
+    if not reference:
+        raise BadReference(f"the reference {question.reference[:100]!r} is none of the letters {letters}")
+    marked = next((a for a in (tagged_answer(text), boxed_answer(text)) if a is not None), None)
+    letter = _letter(marked, letters) if marked is not None else _stated_letter(text, letters)
+    if letter is None:
+        raise NoAnswer
+    return float(letter == reference), letter
+
+
+def _letter(answer: str, letters: str) -> str | None:
+    """Of ``(B)``, ``B.``, ``B) because...`` or ``\\text{B}``."""
+    found = re.match(rf"\W*(?:text\w*\W*)?([{re.escape(letters)}])(?![a-zA-Z])", answer.strip())
+    return found[1] if found else None
+
+
+def _stated_letter(text: str, letters: str) -> str | None:
+    """After the last "answer is", else the last letter that is a word of its own."""
+    one = rf"([{re.escape(letters)}])(?![a-zA-Z'])"
+    stated = re.findall(rf"(?i:answer|option|choice)\s*(?i:is|:)?\s*:?\W*{one}", text)
+    alone = re.findall(rf"(?<![a-zA-Z]){one}", text)
+    found: list[str] = stated or alone
+    return found[-1] if found else None
 
 
 def _number(text: str) -> Decimal:

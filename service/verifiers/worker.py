@@ -1,39 +1,73 @@
 """The child process in which rules run.
 
-It answers one message per completion, in order, so its parent always knows which one it hangs on. Messages are JSON:
-nothing that comes back from here is ever unpickled.
+- It answers one message per completion, in order, so its parent always knows which one it hangs on.
+- A check has so many seconds of *CPU*: on a busy machine it takes longer and still ends with the same verdict. The
+  kernel keeps that clock and ends the process, whatever code it is in by then.
+- Messages are JSON: nothing that comes back from here is ever unpickled.
 """
 
+import ctypes
 import json
 import resource
 import signal
 import time
+from functools import lru_cache
+from importlib import import_module
 from math import isfinite
 from multiprocessing.connection import Connection
+from typing import NamedTuple
 
 from curation.records import Outcome
-from service.verifiers.base import BadReference, Judgement, NoAnswer, Question, Rule
-from service.verifiers.rules import rule_of
+from service.verifiers.base import BadReference, Judgement, NoAnswer, OutOfTime, Question, Rule
+
+OUT_OF_MEMORY = "out of memory"
+NO_LIMIT = resource.RLIM_INFINITY
+PR_SET_PDEATHSIG = 1
+"""linux/prctl.h"""
 
 
-def work(connection: Connection, memory_bytes: int) -> None:
+class Limits(NamedTuple):
+    """What one check may use."""
+
+    wall_seconds: float
+    """Kept by the parent; far above the CPU time, so that it decides only where a check waits instead of computing."""
+    cpu_seconds: float
+    memory_bytes: int
+    """Address space of the whole process."""
+
+
+def work(connection: Connection, limits: Limits) -> None:
     """Judges until the parent hangs up."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
+    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     while True:
         try:
             message = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        question = Question(message["verifier"], message["reference"], message["metadata"])
-        rule = rule_of(question.verifier)
+        question = Question(**message["question"])
+        try:
+            rule = rule_at(message["rule"])
+        except Exception as fault:  # noqa: BLE001 - somebody's plug-in: every completion hears what is wrong with it
+            rule = _broken(f"cannot import {message['rule']}: {type(fault).__name__}: {fault}")
         connection.send_bytes(b"{}")  # imports are done: the clock of the first check starts now
         for text in message["texts"]:
             started = time.monotonic()
+            signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
             judgement = judge(rule, question, text)
+            signal.setitimer(signal.ITIMER_PROF, 0)
             reply = judgement._asdict() | {"elapsed": time.monotonic() - started}
             connection.send_bytes(json.dumps(reply).encode())
+
+
+@lru_cache(maxsize=64)
+def rule_at(path: str) -> Rule:
+    """The function at ``package.module:name``."""
+    module, _, name = path.partition(":")
+    rule: Rule = getattr(import_module(module), name)
+    return rule
 
 
 def judge(rule: Rule, question: Question, text: str) -> Judgement:
@@ -43,11 +77,20 @@ def judge(rule: Rule, question: Question, text: str) -> Judgement:
     except NoAnswer:
         return Judgement(Outcome.NO_ANSWER, 0.0)
     except BadReference as fault:
-        return Judgement(Outcome.BAD_REFERENCE, None, str(fault))
+        return Judgement(Outcome.BAD_REFERENCE, None, str(fault)[:500])
+    except OutOfTime as fault:
+        return Judgement(Outcome.TIMEOUT, None, str(fault)[:500])
     except MemoryError:
-        return Judgement(Outcome.ERROR, None, "out of memory")
+        return Judgement(Outcome.ERROR, None, OUT_OF_MEMORY)
     except Exception as fault:  # noqa: BLE001 - a rule may raise anything, and none of it is a zero
         return Judgement(Outcome.ERROR, None, f"{type(fault).__name__}: {fault}"[:500])
     if not isinstance(reward, float) or not isfinite(reward) or not 0.0 <= reward <= 1.0:
         return Judgement(Outcome.ERROR, None, f"the verifier gave the reward {reward!r}"[:500])
     return Judgement(Outcome.SCORED, reward, answer)
+
+
+def _broken(reason: str) -> Rule:
+    def rule(question: Question, text: str) -> tuple[float, str]:
+        raise ImportError(reason)
+
+    return rule

@@ -1,0 +1,140 @@
+"""Which verifiers there are.
+
+Three sources, none of which a client of the API can add to: those that come with the service, those that installed
+packages offer as entry points, and those that the operator declares.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from importlib.metadata import entry_points
+from typing import Any
+
+from pydantic import ValidationError
+
+from curation.records import Prompt
+from service.verifiers import names
+from service.verifiers.base import Options, Question
+from service.verifiers.code_rule import CodeOptions
+from service.verifiers.math_options import MathOptions
+from service.verifiers.pool import Check
+from service.verifiers.remote import Speaks
+
+ENTRY_POINTS = "rollout_refinery.verifiers"
+"""Group in which a package offers `Local` verifiers."""
+
+
+class ChoiceOptions(Options):
+    letters: str = "ABCDEFGHIJ"
+    """The options that there are."""
+
+
+@dataclass(frozen=True, slots=True)
+class Local:
+    """A verifier whose rule runs in the worker processes."""
+
+    rule: str
+    """``package.module:function``, see `service.verifiers.base.Rule`."""
+    revision: int = 1
+    """Raised when the rule may judge differently than before."""
+    options: type[Options] = Options
+    operator: Mapping[str, Any] = field(default_factory=dict)
+    """What the operator chose: handed to the rule with the options, but no part of the name."""
+    is_model: bool = False
+    """Whether it needs a worker of its own, with no limit of memory and a slow start."""
+
+
+@dataclass(frozen=True, slots=True)
+class Remote:
+    """A verifier that is a server."""
+
+    url: str
+    speaks: Speaks
+    revision: int = 1
+    options: type[Options] = Options
+
+
+Verifier = Local | Remote
+
+BUILT_IN: Mapping[str, Local] = {
+    "math": Local("service.verifiers.math_rule:judge", 2, MathOptions),
+    "exact": Local("service.verifiers.text_rules:exact"),
+    "numeric": Local("service.verifiers.text_rules:numeric"),
+    "choice": Local("service.verifiers.text_rules:choice", 1, ChoiceOptions),
+    "reasoning_gym": Local("service.verifiers.gym_rule:judge"),
+    "code": Local("service.verifiers.code_rule:judge", 1, CodeOptions),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedCheck:
+    weight: float
+    check: Check
+    where: Verifier
+
+
+class Catalogue:
+    def __init__(self, verifiers: Mapping[str, Verifier] = BUILT_IN) -> None:
+        self._verifiers = dict(verifiers)
+
+    @property
+    def known(self) -> list[str]:
+        return sorted(self._verifiers)
+
+    def spelled(self, name: str) -> str:
+        """The canonical spelling. Raises ValueError, saying why, for what names no verifier with such options."""
+        return names.joined((term.weight, _spelled(term.verifier, self._options(term))) for term in names.parse(name))
+
+    def label(self, name: str) -> str:
+        """The name with today's revisions: what verdicts are labelled with."""
+        return names.joined((term.weight, self._label(term)) for term in names.parse(name))
+
+    def checks(self, prompt: Prompt) -> list[WeightedCheck]:
+        """What to do with this prompt's completions. Raises ValueError as `spelled` does."""
+        return [
+            WeightedCheck(term.weight, self._check(term, prompt), self._verifier(term))
+            for term in names.parse(prompt.verifier)
+        ]
+
+    def _check(self, term: names.Term, prompt: Prompt) -> Check:
+        verifier, options = self._verifier(term), self._options(term)
+        chosen = options.model_dump(mode="json", exclude_defaults=True)
+        rule = ""
+        if isinstance(verifier, Local):
+            rule, chosen = verifier.rule, {**chosen, **verifier.operator}
+        question = Question(prompt.text, prompt.reference, prompt.metadata, chosen)
+        return Check(self._label(term), rule, question, options.wall_seconds)
+
+    def _label(self, term: names.Term) -> str:
+        return _spelled(f"{term.verifier}@{self._verifier(term).revision}", self._options(term))
+
+    def _verifier(self, term: names.Term) -> Verifier:
+        if term.verifier not in self._verifiers:
+            raise ValueError(f"there is no verifier {term.verifier!r}; there are {', '.join(self.known)}")
+        return self._verifiers[term.verifier]
+
+    def _options(self, term: names.Term) -> Options:
+        try:
+            return self._verifier(term).options.model_validate_strings(term.options)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ValueError(f"verifier {term.verifier!r}: {where}: {first['msg']}") from None
+
+
+def _spelled(verifier: str, options: Options) -> str:
+    return names.spelled(verifier, options.model_dump(mode="json", exclude_defaults=True))
+
+
+def installed(*, code: Mapping[str, Any]) -> dict[str, Verifier]:
+    """Everything that needs no declaration; `code` is what the operator chose about running programs. Raises ValueError
+    for a package that takes a name that is taken."""
+    found: dict[str, Verifier] = dict(BUILT_IN)
+    found["code"] = replace(BUILT_IN["code"], operator=code)
+    for point in entry_points(group=ENTRY_POINTS):
+        verifier = point.load()
+        if not isinstance(verifier, Local):
+            raise ValueError(f"entry point {point.name!r} of {ENTRY_POINTS} is no {Local.__name__}: {verifier!r}")
+        if point.name in found:
+            raise ValueError(f"entry point {point.name!r} of {ENTRY_POINTS}: a verifier has that name already")
+        found[point.name] = verifier
+    return found

@@ -1,0 +1,96 @@
+"""All verifiers together: the one thing that the rest of the service asks for verdicts.
+
+- A completion gets one verdict, whose reward is the weighted mean of the verifiers that its prompt names.
+- It has a reward only if every one of them reached one: a failure is never a zero, not even a part of one.
+"""
+
+import asyncio
+from collections import Counter
+from collections.abc import Collection, Sequence
+
+from curation.records import Outcome, Prompt, Verdict
+from service.stages import VerifierFailed
+from service.verifiers.catalogue import Catalogue, Local, WeightedCheck
+from service.verifiers.names import joined
+from service.verifiers.pool import VerifierPool
+from service.verifiers.remote import Line, judgements
+
+QUESTIONABLE = {Outcome.BAD_REFERENCE, Outcome.TIMEOUT, Outcome.ERROR}
+"""What a question that can be judged does not give for an empty completion."""
+
+
+class Panel:
+    """Close it at the end; the pools are its own."""
+
+    def __init__(self, catalogue: Catalogue, pool: VerifierPool, models: VerifierPool | None = None) -> None:
+        """`models` is the pool for verifiers that are models; without one they use the other."""
+        self.catalogue = catalogue
+        self._pool = pool
+        self._models = models or pool
+        self._lines: dict[str, Line] = {}
+        self.tally: Counter[tuple[str, Outcome]] = Counter()
+        """Verdicts since the start, by label and outcome."""
+        self.waiting = 0
+        """Completions that are being judged, or wait for it."""
+
+    @property
+    def restarts(self) -> int:
+        """Worker processes that a completion cost."""
+        return self._pool.restarts + (self._models.restarts if self._models is not self._pool else 0)
+
+    async def close(self) -> None:
+        for line in self._lines.values():
+            await line.close()
+        await asyncio.to_thread(self._pool.close)
+        await asyncio.to_thread(self._models.close)
+
+    async def verify(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """One verdict per text, in their order. Raises VerifierFailed where no verdict can be reached at all."""
+        verdicts = await self._judge(prompt, texts)
+        self.tally.update((verdict.verifier, verdict.outcome) for verdict in verdicts)
+        return verdicts
+
+    async def _judge(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        try:
+            checks = self.catalogue.checks(prompt)
+        except ValueError as error:
+            raise VerifierFailed(f"prompt {prompt.id}: {error}") from error
+        self.waiting += len(texts)
+        try:
+            each = await asyncio.gather(*(self._ask(c, texts) for c in checks))
+        finally:
+            self.waiting -= len(texts)
+        weights = [c.weight for c in checks]
+        return [combined(weights, verdicts) for verdicts in zip(*each, strict=True)]
+
+    async def _ask(self, one: WeightedCheck, texts: Sequence[str]) -> list[Verdict]:
+        if isinstance(one.where, Local):
+            return await (self._models if one.where.is_model else self._pool).verify(one.check, texts)
+        line = self._lines.setdefault(one.where.url, Line(one.where.url))
+        judged = await judgements(one.where.speaks, line, one.check.question, texts)
+        return [Verdict(j.outcome, j.reward, one.check.label, seconds, j.detail) for j, seconds in judged]
+
+    async def question_faults(self, prompts: Collection[Prompt]) -> dict[str, str]:
+        """Why a prompt can never be judged, by prompt id, for those that cannot: what an empty completion gets."""
+        verdicts = await asyncio.gather(*(self._judge(prompt, [""]) for prompt in prompts))
+        return {
+            prompt.id: f"{verdict.outcome}: {verdict.detail}"
+            for prompt, [verdict] in zip(prompts, verdicts, strict=True)
+            if verdict.outcome in QUESTIONABLE
+        }
+
+
+def combined(weights: Sequence[float], verdicts: Sequence[Verdict]) -> Verdict:
+    """The weighted mean of the rewards; the first failure where there is one."""
+    if len(verdicts) == 1:
+        return verdicts[0]
+    label = joined(zip(weights, (v.verifier for v in verdicts), strict=True))
+    elapsed = sum(v.elapsed for v in verdicts)
+    for failed in verdicts:
+        if failed.reward is None:
+            return Verdict(failed.outcome, None, label, elapsed, f"{failed.verifier}: {failed.detail}")
+    rewards = [v.reward for v in verdicts if v.reward is not None]
+    mean = sum(weight * reward for weight, reward in zip(weights, rewards, strict=True)) / sum(weights)
+    detail = "; ".join(f"{v.verifier} {v.reward:g} ({v.detail or v.outcome})" for v in verdicts)
+    answered = any(v.outcome is Outcome.SCORED for v in verdicts)
+    return Verdict(Outcome.SCORED if answered else Outcome.NO_ANSWER, min(mean, 1.0), label, elapsed, detail)

@@ -1,0 +1,143 @@
+"""Verifiers that are servers. Each judges all completions of a prompt at once; the operator names their addresses.
+
+- Whatever goes wrong on the way is an outcome of every completion it concerned, never a reward.
+- A request that failed for the server's own reasons is sent once more.
+"""
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import aiohttp
+
+from curation.records import Outcome
+from service.verifiers.base import Judgement, OutOfTime, Question
+from service.verifiers.rewards import RewardOptions, rewarded, scored
+
+AT_ONCE = 64
+"""Requests to one server."""
+SECONDS = 120.0
+"""Until a request counts as lost."""
+RETRY_PAUSE = 1.0
+
+
+class Failed(Exception):
+    """The server did not judge."""
+
+
+class Speaks(Protocol):
+    """How a kind of server is asked."""
+
+    async def judge(self, line: "Line", question: Question, texts: Sequence[str]) -> list[Judgement]:
+        """One judgement per text. Raises Failed, OutOfTime."""
+
+
+class Line:
+    """One server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+        self._room = asyncio.Semaphore(AT_ONCE)
+        self._session: aiohttp.ClientSession | None = None
+
+    async def post(self, path: str, body: dict[str, Any]) -> Any:
+        """The JSON it answers. Raises Failed, OutOfTime."""
+        async with self._room:
+            try:
+                return await self._post(path, body)
+            except Failed:
+                await asyncio.sleep(RETRY_PAUSE)
+                return await self._post(path, body)
+
+    async def close(self) -> None:
+        if self._session:
+            await self._session.close()
+
+    async def _post(self, path: str, body: dict[str, Any]) -> Any:
+        where = f"POST {self.url}{path}"
+        self._session = self._session or aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=2.0))
+        try:
+            async with asyncio.timeout(SECONDS), self._session.post(self.url + path, json=body) as response:
+                if response.status >= 400:
+                    raise Failed(f"{where}: {response.status} {(await response.text())[:300]}")
+                return await response.json(content_type=None)
+        except TimeoutError:
+            raise OutOfTime(f"{where}: no answer in {SECONDS:g} s") from None
+        except (aiohttp.ClientError, OSError, ValueError) as error:
+            raise Failed(f"{where}: {error or type(error).__name__}") from error
+
+
+async def judgements(
+    speaks: Speaks, line: Line, question: Question, texts: Sequence[str]
+) -> list[tuple[Judgement, float]]:
+    """With the seconds that they took."""
+    started = time.monotonic()
+    try:
+        judged = await speaks.judge(line, question, texts)
+    except OutOfTime as failure:
+        judged = [Judgement(Outcome.TIMEOUT, None, str(failure))] * len(texts)
+    except (Failed, KeyError, TypeError, ValueError, IndexError) as failure:
+        judged = [Judgement(Outcome.ERROR, None, f"{type(failure).__name__}: {failure}"[:500])] * len(texts)
+    seconds = (time.monotonic() - started) / max(1, len(texts))
+    return [(judgement, seconds) for judgement in judged]
+
+
+class NemoGym:
+    """NeMo Gym's resource servers: ``POST /verify`` with the task's own fields and a response of the Responses API
+    (``nemo_gym/base_resources_server.py``)."""
+
+    async def judge(self, line: Line, question: Question, texts: Sequence[str]) -> list[Judgement]:
+        return list(await asyncio.gather(*(self._one(line, question, text) for text in texts)))
+
+    async def _one(self, line: Line, question: Question, text: str) -> Judgement:
+        said = {"type": "output_text", "text": text, "annotations": []}
+        message = {"id": "msg", "type": "message", "role": "assistant", "status": "completed", "content": [said]}
+        response = {
+            "id": "resp",
+            "created_at": 0.0,
+            "model": "policy",
+            "object": "response",
+            "output": [message],
+            "parallel_tool_calls": True,
+            "tool_choice": "auto",
+            "tools": [],
+        }
+        asked = {"input": [{"role": "user", "content": question.prompt, "type": "message"}]}
+        body = {"expected_answer": question.reference} | question.metadata
+        answer = await line.post("/verify", body | {"responses_create_params": asked, "response": response})
+        return scored(float(answer["reward"]), str(answer.get("extracted_answer") or ""))
+
+
+class RewardModel:
+    """A reward model on a server, asked for its raw score of prompt and completion together."""
+
+    def __init__(self, route: str, field: str, **extra: Any) -> None:
+        self._route = route
+        self._field = field
+        self._extra = extra
+
+    async def judge(self, line: Line, question: Question, texts: Sequence[str]) -> list[Judgement]:
+        options = RewardOptions.model_validate(question.options)
+        body = {self._field: [question.prompt + text for text in texts]} | self._extra
+        answer = await line.post(self._route, body)
+        entries = answer["data"] if isinstance(answer, dict) else answer
+        if len(entries) != len(texts):
+            raise Failed(f"{line.url} gave {len(entries)} scores for {len(texts)} completions")
+        return [rewarded(_score(entry), text, options) for entry, text in zip(entries, texts, strict=True)]
+
+
+SPEAKS: dict[str, Speaks] = {
+    "nemo_gym": NemoGym(),
+    "vllm_classify": RewardModel("/classify", "input", use_activation=False),
+    "vllm_pooling": RewardModel("/pooling", "input", task="classify", use_activation=False),
+    "sglang": RewardModel("/classify", "text"),
+}
+
+
+def _score(entry: dict[str, Any]) -> float:
+    """The one number that the server gives for a text, under whichever name. Raises ValueError for several."""
+    value: Any = next(entry[key] for key in ("data", "probs", "embedding") if key in entry)
+    while isinstance(value, list):
+        [value] = value
+    return float(value)

@@ -1,0 +1,32 @@
+"""From the score of a reward model to a reward.
+
+A score is unbounded; it is stored through the logistic function, which keeps the order, so that argmax and argmin are
+the same, and makes a score difference of two what Bradley and Terry mean by it. The score itself stands in the detail.
+"""
+
+import math
+
+from curation.records import Outcome
+from service.verifiers.base import Judgement, Options
+
+
+class RewardOptions(Options):
+    per_character: bool = False
+    """Divides the score by the completion's length in characters before anything else."""
+
+
+def rewarded(score: float, text: str, options: RewardOptions) -> Judgement:
+    if not math.isfinite(score):
+        return Judgement(Outcome.ERROR, None, f"the reward model gave the score {score}")
+    return scored(logistic(score / max(1, len(text)) if options.per_character else score), f"{score:.6g}")
+
+
+def logistic(score: float) -> float:
+    """1 / (1 + e^-score), without overflow."""
+    return 1 / (1 + math.exp(-score)) if score >= 0 else math.exp(score) / (1 + math.exp(score))
+
+
+def scored(reward: float, detail: str) -> Judgement:
+    if not (math.isfinite(reward) and 0.0 <= reward <= 1.0):
+        return Judgement(Outcome.ERROR, None, f"the verifier gave the reward {reward!r}")
+    return Judgement(Outcome.SCORED, reward, detail[:500])

@@ -1,0 +1,215 @@
+"""Code: programs run in a sandbox, tests in another; nothing gets out, nothing is forged, and honest work passes."""
+
+import asyncio
+import socket
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from curation.records import Outcome, Prompt, Verdict
+from service.verifiers.catalogue import Catalogue
+from service.verifiers.panel import Panel
+from service.verifiers.pool import VerifierPool
+from service.verifiers.sandbox import BoxLimits, NoSandbox, find
+from service.verifiers.worker import Limits
+from tests.service.attacks import FORGED, HOSTILE, LOOKING
+
+try:
+    find(None, BoxLimits(), unsafe=False)
+except NoSandbox as absent:
+    pytest.skip(str(absent), allow_module_level=True)
+
+ADD = {
+    "entry_point": "add",
+    "test": "def check(candidate):\n    assert candidate(1, 2) == 3\n    assert candidate(4, 5) == 9",
+}
+STUB = 'def add(a: int, b: int) -> int:\n    """The sum."""\n'
+
+
+@pytest.fixture(scope="module")
+def panel() -> Iterator[Panel]:
+    pool = VerifierPool(workers=2, limits=Limits(wall_seconds=60.0, cpu_seconds=5.0, memory_bytes=2 << 30))
+    yield Panel(Catalogue(), pool)
+    pool.close()
+
+
+def judge(
+    panel: Panel, *texts: str, prompt: str = "Write add.", verifier: str = "code", **metadata: Any
+) -> list[Verdict]:
+    return asyncio.run(panel.verify(Prompt("p", prompt, "", verifier, metadata), texts))
+
+
+def told(verdict: Verdict) -> tuple[Outcome, float | None]:
+    return verdict.outcome, verdict.reward
+
+
+RIGHT, WRONG = (Outcome.SCORED, 1.0), (Outcome.SCORED, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("def add(a, b):\n    return a + b", RIGHT),
+        ("Sure!\n```python\ndef add(a, b):\n    return a + b\n```\nDone.", RIGHT),
+        (
+            "```\ndef add(a, b):\n    return b - a\n```\nno, better:\n```python\ndef add(a, b):\n    return a + b\n```",
+            RIGHT,
+        ),
+        ("def add(a, b):\n    return a - b", WRONG),
+        ("def add(a, b):\n    return (a + b", WRONG),
+        ("def subtract(a, b):\n    return a - b", WRONG),
+        ("def add(a, b):\n    raise ValueError", WRONG),
+        ("def add(a, b):\n    print('3')\n    return a + b", RIGHT),
+        ("import sys\nsys.exit(0)", WRONG),
+        ("", (Outcome.NO_ANSWER, 0.0)),
+    ],
+)
+def test_a_program_is_judged_by_what_it_returns(panel: Panel, text: str, expected: Any) -> None:
+    [verdict] = judge(panel, text, **ADD)
+
+    assert told(verdict) == expected, verdict.detail
+
+
+def test_a_completion_of_a_stub_is_only_its_body(panel: Panel) -> None:
+    bodies = judge(
+        panel, "    return a + b\n", "    return a\n", f"```python\n{STUB}    return a + b\n```", prompt=STUB, **ADD
+    )
+
+    assert [told(v) for v in bodies] == [RIGHT, WRONG, RIGHT]
+
+
+def test_partial_credit_is_the_share_of_the_tests(panel: Panel) -> None:
+    [whole] = judge(panel, "def add(a, b): return 3", **ADD)
+    [share] = judge(panel, "def add(a, b): return 3", verifier="code?partial=true", **ADD)
+
+    assert (whole.reward, share.reward) == (0.0, 0.5)
+    assert share.verifier == "code@1?partial=true"
+
+
+def test_assertions_may_call_functions_by_name(panel: Panel) -> None:
+    tests = {"test_list": ["assert double(2) == 4", "assert set(both(1)) == {1, 2}"], "test_setup_code": "import math"}
+
+    verdicts = judge(
+        panel, "def double(x): return 2*x\ndef both(x): return (x, 2*x)", "def double(x): return 2*x", **tests
+    )
+
+    assert [told(v) for v in verdicts] == [RIGHT, WRONG]
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("a, b = map(int, input().split())\nprint(a + b)", RIGHT),
+        ("print(sum(map(int, input().split())), end='  \\n\\n')", RIGHT),
+        ("print(input())", WRONG),
+        ("raise SystemExit(3)", WRONG),
+    ],
+)
+def test_a_program_may_read_and_write(panel: Panel, program: str, expected: Any) -> None:
+    [verdict] = judge(panel, program, inputs=["1 2\n", "30 12\n"], outputs=["3\n", "42\n"])
+
+    assert told(verdict) == expected, verdict.detail
+
+
+@pytest.mark.parametrize(("program", "expected"), [("return a + b", RIGHT), ("return float(a + b)", WRONG)])
+def test_a_function_may_be_called_with_examples(panel: Panel, program: str, expected: Any) -> None:
+    examples = {"fn_name": "add", "inputs": [[1, 2], [3, 4]], "outputs": [3, 7]}
+    plain, method = f"def add(a, b):\n    {program}", f"class Solution:\n    def add(self, a, b):\n        {program}"
+
+    assert [told(v) for v in judge(panel, plain, method, **examples)] == [expected, expected]
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        {},
+        {"test": "def check(candidate): pass", "entry_point": "add"},
+        {"test": "def check(candidate): assert nonsense", "entry_point": "add"},
+        {"test": "def check(candidate", "entry_point": "add"},
+        {"test_list": ["assert add(1, 2"]},
+        {"inputs": ["1"], "outputs": []},
+    ],
+)
+def test_broken_tests_are_the_prompts_fault(panel: Panel, metadata: dict[str, Any]) -> None:
+    [verdict] = judge(panel, "def add(a, b): return a + b", **metadata)
+
+    assert told(verdict) == (Outcome.BAD_REFERENCE, None)
+
+
+@pytest.mark.parametrize("name", FORGED)
+def test_a_forged_solution_gets_nothing(panel: Panel, name: str) -> None:
+    [verdict] = judge(panel, FORGED[name], **ADD)
+
+    assert verdict.reward in (0.0, None), verdict.detail
+
+
+ENDS_AS = {
+    "a loop": Outcome.TIMEOUT,
+    "a sleep": Outcome.TIMEOUT,
+    "a flood": Outcome.ERROR,
+    "a balloon": Outcome.ERROR,
+    "a crash": Outcome.ERROR,
+}
+"""Where only one end is possible; the others give up or are stopped, depending on who is faster."""
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_hostile_program_is_stopped_and_the_next_one_is_judged(panel: Panel, name: str) -> None:
+    started = time.monotonic()
+
+    hostile, honest = judge(panel, HOSTILE[name], "def add(a, b): return a + b", verifier="code?seconds=12", **ADD)
+
+    assert hostile.reward in (None, 0.0)
+    assert hostile.outcome is ENDS_AS.get(name, hostile.outcome), hostile.detail
+    assert told(honest) == RIGHT
+    assert time.monotonic() - started < 60
+
+
+@pytest.mark.parametrize("name", LOOKING)
+def test_there_is_nothing_to_see_and_no_way_out(panel: Panel, name: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        attack = LOOKING[name].replace("PORT", str(server.getsockname()[1]))
+        program = f"import os\ndef add(a, b):\n    {attack}\n    return a + b"
+        [verdict] = judge(panel, program, **ADD)
+
+    assert told(verdict) == WRONG, verdict.detail
+
+
+def test_the_environment_of_the_service_is_not_inside(panel: Panel) -> None:
+    program = "import os\ndef add(a, b):\n    return repr(sorted(os.environ))"
+    test = "def check(candidate):\n    assert candidate() == repr(['HOME', 'LC_CTYPE', 'PATH', 'PWD']), candidate()"
+
+    [verdict] = judge(panel, program.replace("a, b", ""), entry_point="add", test=test)
+
+    assert verdict.detail.startswith(("1 of 1", "0 of 1 tests; AssertionError: ['HOME'")), verdict.detail
+    assert "REFINERY" not in verdict.detail
+
+
+def test_nothing_is_left_behind(panel: Panel) -> None:
+    judge(panel, *HOSTILE.values(), verifier="code?seconds=8", **ADD)
+
+    left = [p for p in Path("/proc").iterdir() if p.name.isdigit() and _is_boxed(p)]
+
+    assert len(left) <= 4  # the tests' own boxes, one for each worker: bubblewrap and its Python
+
+
+def _is_boxed(process: Path) -> bool:
+    try:
+        return "/program.py" in (process / "cmdline").read_text() and "tests" not in (process / "cmdline").read_text()
+    except OSError:
+        return False
+
+
+def test_without_a_sandbox_code_is_refused() -> None:
+    with pytest.raises(NoSandbox, match="--unsafe-local-code"):
+        find(Path("/nowhere/python"), BoxLimits(), unsafe=False)
+
+
+def test_an_operator_may_accept_the_risk(panel: Panel) -> None:
+    box = find(Path(sys.executable), BoxLimits(), unsafe=True).start("print(6 * 7)")
+
+    assert (box.rest(b"", time.monotonic() + 20), box.end(1.0)) == (b"42\n", 0)
