@@ -32,7 +32,7 @@ class DeclaredKind(StrEnum):
 
 
 class Declared(Choice):
-    name: str = Field(pattern=names.NAME.pattern)
+    name: str = Field(pattern=f"^{names.NAME.pattern}$")
     kind: DeclaredKind
     target: str = Field(min_length=1)
     revision: int = Field(1, ge=1)

@@ -77,8 +77,11 @@ async def judgements(
         judged = await speaks.judge(line, question, texts)
     except OutOfTime as failure:
         judged = [Judgement(Outcome.TIMEOUT, None, str(failure))] * len(texts)
-    except (Failed, KeyError, TypeError, ValueError, IndexError) as failure:
-        judged = [Judgement(Outcome.ERROR, None, f"{type(failure).__name__}: {failure}"[:500])] * len(texts)
+    except Failed as failure:
+        judged = [Judgement(Outcome.ERROR, None, str(failure)[:500])] * len(texts)
+    except (KeyError, TypeError, ValueError) as failure:
+        detail = f"{line.url} answered with something else: {type(failure).__name__}: {failure}"
+        judged = [Judgement(Outcome.ERROR, None, detail[:500])] * len(texts)
     seconds = (time.monotonic() - started) / max(1, len(texts))
     return [(judgement, seconds) for judgement in judged]
 
@@ -135,9 +138,9 @@ SPEAKS: dict[str, Speaks] = {
 }
 
 
-def _score(entry: dict[str, Any]) -> float:
+def _score(entry: Any) -> float:
     """The one number that the server gives for a text, under whichever name. Raises ValueError for several."""
-    value: Any = next(entry[key] for key in ("data", "probs", "embedding") if key in entry)
+    [value] = [entry[key] for key in ("data", "probs", "embedding") if key in entry]
     while isinstance(value, list):
         [value] = value
     return float(value)

@@ -29,3 +29,30 @@ def exits(question: Question, text: str) -> tuple[float, str]:
 
 def says_none(question: Question, text: str) -> tuple[Any, str]:
     return None, text
+
+
+# ---- reward functions in TRL's style
+
+
+def trl_style(prompts: list[str], completions: list[str], reference: list[str], **columns: Any) -> list[float]:
+    assert prompts == ["?"]
+    assert columns.get("color", ["red"]) == ["red"]
+    return [float(text == answer) for text, answer in zip(completions, reference, strict=True)]
+
+
+async def trl_chat(prompts: Any, completions: Any, **columns: Any) -> list[float]:
+    assert prompts == [[{"role": "user", "content": "?"}]]
+    assert completions == [[{"role": "assistant", "content": "four"}]]
+    return [1.0]
+
+
+def trl_none(completions: list[str], **columns: Any) -> list[None]:
+    return [None]
+
+
+def trl_raises(completions: list[str], **columns: Any) -> list[float]:
+    return [1 / 0]
+
+
+def trl_large(completions: list[str], **columns: Any) -> list[float]:
+    return [7.0]
