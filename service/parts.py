@@ -33,6 +33,7 @@ from service.store.policies import Policies, PolicyVersion
 from service.store.prompts import Prompts
 from service.store.runs import Runs
 from service.store.verdicts import Verdicts
+from service.verifiers import canaries
 from service.verifiers.catalogue import Catalogue, installed
 from service.verifiers.declared import declared_verifiers
 from service.verifiers.panel import Panel
@@ -112,6 +113,11 @@ def fleet_config(settings: Settings, policy: str) -> FleetConfig:
     )
 
 
+async def _ended(task: asyncio.Task[None]) -> None:
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
 def panel_of_settings(settings: Settings) -> Panel:
     """Raises Conflict for a declared verifier whose name is taken."""
     limits = Limits(settings.verifier_seconds, settings.verifier_cpu_seconds, settings.verifier_memory_mib << 20)
@@ -153,6 +159,7 @@ async def open_parts(
         closing.callback(store.duck.close)
         panel = panel_of_settings(settings)
         closing.push_async_callback(panel.close)
+        closing.push_async_callback(_ended, asyncio.create_task(canaries.watch(panel, seconds=settings.canary_seconds)))
         engines = EngineRoom(partial(make_engine, settings))
         closing.push_async_callback(engines.close)
         jobs = JobBoard(store.jobs, _work(store, engines, panel.verify, now), now)

@@ -73,6 +73,8 @@ class Settings(BaseSettings):
     """CPU time of one check; then its worker is killed and the verdict is a timeout."""
     verifier_memory_mib: int = Field(2048, ge=256)
     """Address space of one verifier worker."""
+    canary_seconds: float = Field(15.0, gt=0)
+    """Between two trials of every verifier in use with completions whose verdict is known."""
     verifier: tuple[Declared, ...] = ()
     """Reward functions, reward models and verifier servers, beside the verifiers that are always there."""
     code_python: Path | None = None

@@ -3,7 +3,7 @@
 from fastapi import APIRouter
 
 from service.api.routes import PartsDep
-from service.stages import EngineFailed
+from service.stages import EngineFailed, VerifierFailed
 
 router = APIRouter(tags=["health"])
 
@@ -16,11 +16,13 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(parts: PartsDep) -> dict[str, dict[str, int]]:
-    """The store answers and every policy is loaded at its newest version; else a problem document."""
+    """The store answers, every policy has its newest version, no verifier is blind; else a problem document."""
     live = {}
     for name in await parts.store.policies.names():
         live[name] = parts.engines.engine_of(name).policy_version
         newest = (await parts.store.policies.versions(name))[-1].version
         if live[name] != newest:
             raise EngineFailed(f"policy {name!r} is published at version {newest}, its engine has {live[name]}")
+    if parts.panel.blind:
+        raise VerifierFailed("; ".join(f"verifier {name} is blind: {why}" for name, why in parts.panel.blind.items()))
     return {"policies": live}

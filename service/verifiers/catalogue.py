@@ -29,6 +29,17 @@ class ChoiceOptions(Options):
 
 
 @dataclass(frozen=True, slots=True)
+class Canary:
+    """A question with a completion that is right, worth 1, and one that is wrong, worth 0."""
+
+    right: str
+    wrong: str
+    reference: str = ""
+    prompt: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Local:
     """A verifier whose rule runs in the worker processes."""
 
@@ -41,6 +52,8 @@ class Local:
     """What the operator chose: handed to the rule with the options, but no part of the name."""
     is_model: bool = False
     """Whether it needs a worker of its own, with no limit of memory and a slow start."""
+    canary: Canary | None = None
+    """Shows whether it still sees, under its default options."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,17 +69,37 @@ class Remote:
 Verifier = Local | Remote
 
 BUILT_IN: Mapping[str, Local] = {
-    "math": Local("service.verifiers.math_rule:judge", 2, MathOptions),
-    "exact": Local("service.verifiers.text_rules:exact"),
-    "numeric": Local("service.verifiers.text_rules:numeric"),
-    "choice": Local("service.verifiers.text_rules:choice", 1, ChoiceOptions),
-    "reasoning_gym": Local("service.verifiers.gym_rule:judge"),
-    "code": Local("service.verifiers.code_rule:judge", 1, CodeOptions),
+    "math": Local(
+        "service.verifiers.math_rule:judge",
+        2,
+        MathOptions,
+        canary=Canary(r"so it is \boxed{\frac{3}{4}}", r"so it is \boxed{\frac{4}{3}}", "0.75"),
+    ),
+    "exact": Local("service.verifiers.text_rules:exact", canary=Canary("forty two", "forty three", "forty two")),
+    "numeric": Local("service.verifiers.text_rules:numeric", canary=Canary("1,200.0", "1201", "1200")),
+    "choice": Local("service.verifiers.text_rules:choice", 1, ChoiceOptions, canary=Canary("(B)", "(C)", "B")),
+    "reasoning_gym": Local(
+        "service.verifiers.gym_rule:judge",
+        canary=Canary(
+            "141",
+            "142",
+            metadata={"task": "chain_sum", "entry": {"question": "361 - 220 =", "answer": "141", "metadata": {}}},
+        ),
+    ),
+    "code": Local(
+        "service.verifiers.code_rule:judge",
+        1,
+        CodeOptions,
+        canary=Canary(
+            "def f(x):\n    return 2 * x", "def f(x):\n    return x", metadata={"test_list": ["assert f(2) == 4"]}
+        ),
+    ),
 }
 
 
 @dataclass(frozen=True, slots=True)
 class WeightedCheck:
+    verifier: str
     weight: float
     check: Check
     where: Verifier
@@ -88,10 +121,14 @@ class Catalogue:
         """The name with today's revisions: what verdicts are labelled with."""
         return names.joined((term.weight, self._label(term)) for term in names.parse(name))
 
+    def canary(self, verifier: str) -> Canary | None:
+        found = self._verifiers[verifier]
+        return found.canary if isinstance(found, Local) else None
+
     def checks(self, prompt: Prompt) -> list[WeightedCheck]:
         """What to do with this prompt's completions. Raises ValueError as `spelled` does."""
         return [
-            WeightedCheck(term.weight, self._check(term, prompt), self._verifier(term))
+            WeightedCheck(term.verifier, term.weight, self._check(term, prompt), self._verifier(term))
             for term in names.parse(prompt.verifier)
         ]
 

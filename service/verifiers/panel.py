@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 
 from curation.records import Outcome, Prompt, Verdict
 from service.stages import VerifierFailed
-from service.verifiers.catalogue import Catalogue, Local, WeightedCheck
+from service.verifiers.catalogue import Canary, Catalogue, Local, WeightedCheck
 from service.verifiers.names import joined
 from service.verifiers.pool import VerifierPool
 from service.verifiers.remote import Line, judgements
@@ -32,6 +32,10 @@ class Panel:
         """Verdicts since the start, by label and outcome."""
         self.waiting = 0
         """Completions that are being judged, or wait for it."""
+        self.blind: dict[str, str] = {}
+        """Why a verifier is not to be trusted now, by its name."""
+        self._sighted: dict[str, asyncio.Event] = {}
+        self._used: set[str] = set()
 
     @property
     def restarts(self) -> int:
@@ -45,39 +49,76 @@ class Panel:
         await asyncio.to_thread(self._models.close)
 
     async def verify(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, in their order. Raises VerifierFailed where no verdict can be reached at all."""
-        verdicts = await self._judge(prompt, texts)
+        """One verdict per text, in their order. Waits while a verifier that is asked is blind. Raises VerifierFailed
+        where no verdict can be reached at all."""
+        self.waiting += len(texts)
+        try:
+            for one in self._checks(prompt):
+                self._used.add(one.verifier)
+                await self._sees(one.verifier).wait()
+            verdicts = await self._judge(self._checks(prompt), texts)
+        finally:
+            self.waiting -= len(texts)
         self.tally.update((verdict.verifier, verdict.outcome) for verdict in verdicts)
         return verdicts
 
-    async def _judge(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
-        try:
-            checks = self.catalogue.checks(prompt)
-        except ValueError as error:
-            raise VerifierFailed(f"prompt {prompt.id}: {error}") from error
-        self.waiting += len(texts)
-        try:
-            each = await asyncio.gather(*(self._ask(c, texts) for c in checks))
-        finally:
-            self.waiting -= len(texts)
-        weights = [c.weight for c in checks]
-        return [combined(weights, verdicts) for verdicts in zip(*each, strict=True)]
-
-    async def _ask(self, one: WeightedCheck, texts: Sequence[str]) -> list[Verdict]:
-        if isinstance(one.where, Local):
-            return await (self._models if one.where.is_model else self._pool).verify(one.check, texts)
-        line = self._lines.setdefault(one.where.url, Line(one.where.url))
-        judged = await judgements(one.where.speaks, line, one.check.question, texts)
-        return [Verdict(j.outcome, j.reward, one.check.label, seconds, j.detail) for j, seconds in judged]
+    async def try_out(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
+        """`verify` ahead of everything that waits, blind or not, and not counted."""
+        return await self._judge(self._checks(prompt), texts, first=True)
 
     async def question_faults(self, prompts: Collection[Prompt]) -> dict[str, str]:
         """Why a prompt can never be judged, by prompt id, for those that cannot: what an empty completion gets."""
-        verdicts = await asyncio.gather(*(self._judge(prompt, [""]) for prompt in prompts))
+        verdicts = await asyncio.gather(*(self._judge(self._checks(prompt), [""]) for prompt in prompts))
         return {
             prompt.id: f"{verdict.outcome}: {verdict.detail}"
             for prompt, [verdict] in zip(prompts, verdicts, strict=True)
             if verdict.outcome in QUESTIONABLE
         }
+
+    # ---- canaries
+
+    def canaries(self) -> dict[str, Canary]:
+        """Of the verifiers that have judged something."""
+        found = {verifier: self.catalogue.canary(verifier) for verifier in sorted(self._used)}
+        return {verifier: canary for verifier, canary in found.items() if canary}
+
+    def close_eyes(self, verifier: str, reason: str) -> None:
+        """Lets nothing be judged by it any more."""
+        self.blind[verifier] = reason
+        self._sees(verifier).clear()
+
+    def open_eyes(self, verifier: str) -> None:
+        del self.blind[verifier]
+        self._sees(verifier).set()
+
+    def _sees(self, verifier: str) -> asyncio.Event:
+        if verifier not in self._sighted:
+            self._sighted[verifier] = asyncio.Event()
+            self._sighted[verifier].set()
+        return self._sighted[verifier]
+
+    # ---- judging
+
+    def _checks(self, prompt: Prompt) -> list[WeightedCheck]:
+        try:
+            return self.catalogue.checks(prompt)
+        except ValueError as error:
+            raise VerifierFailed(f"prompt {prompt.id}: {error}") from error
+
+    async def _judge(
+        self, checks: Sequence[WeightedCheck], texts: Sequence[str], *, first: bool = False
+    ) -> list[Verdict]:
+        each = await asyncio.gather(*(self._ask(one, texts, first=first) for one in checks))
+        weights = [one.weight for one in checks]
+        return [combined(weights, verdicts) for verdicts in zip(*each, strict=True)]
+
+    async def _ask(self, one: WeightedCheck, texts: Sequence[str], *, first: bool) -> list[Verdict]:
+        if isinstance(one.where, Local):
+            pool = self._models if one.where.is_model else self._pool
+            return await pool.verify(one.check, texts, first=first)
+        line = self._lines.setdefault(one.where.url, Line(one.where.url))
+        judged = await judgements(one.where.speaks, line, one.check.question, texts)
+        return [Verdict(j.outcome, j.reward, one.check.label, seconds, j.detail) for j, seconds in judged]
 
 
 def combined(weights: Sequence[float], verdicts: Sequence[Verdict]) -> Verdict:

@@ -57,6 +57,7 @@ class VerifierPool:
         for idle in self._workers:
             self._idle.put(idle)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verifier")
+        self._first = ThreadPoolExecutor(1, thread_name_prefix="verifier-first")
 
     @property
     def pids(self) -> list[int]:
@@ -68,17 +69,20 @@ class VerifierPool:
         """Workers that a check cost."""
         return sum(one.lost for one in self._workers)
 
-    async def verify(self, check: Check, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, in their order."""
+    async def verify(self, check: Check, texts: Sequence[str], *, first: bool = False) -> list[Verdict]:
+        """One verdict per text, in their order; `first` waits for the next free worker only, not in the queue."""
         different = list(dict.fromkeys(texts))
         loop = asyncio.get_running_loop()
         with stage(VerifierFailed, f"verifying with {check.label}"):
-            verdicts = await loop.run_in_executor(self._threads, self._verify, check, different)
+            verdicts = await loop.run_in_executor(
+                self._first if first else self._threads, self._verify, check, different
+            )
         verdict_of = dict(zip(different, verdicts, strict=True))
         return [verdict_of[text] for text in texts]
 
     def close(self) -> None:
-        self._threads.shutdown(cancel_futures=True)
+        for threads in (self._threads, self._first):
+            threads.shutdown(cancel_futures=True)
         for stopping in self._workers:
             stopping.stop()
 

@@ -5,7 +5,7 @@ import os
 import time
 from typing import Any
 
-from service.verifiers.base import Question
+from service.verifiers.base import NoAnswer, Question
 
 
 def sleeps(question: Question, text: str) -> tuple[float, str]:
@@ -56,3 +56,22 @@ def trl_raises(completions: list[str], **columns: Any) -> list[float]:
 
 def trl_large(completions: list[str], **columns: Any) -> list[float]:
     return [7.0]
+
+
+# ---- rules that have gone blind
+
+
+def always_zero(question: Question, text: str) -> tuple[float, str]:
+    return 0.0, text
+
+
+def always_one(question: Question, text: str) -> tuple[float, str]:
+    return 1.0, text
+
+
+def raises(question: Question, text: str) -> tuple[float, str]:
+    raise RuntimeError("no")
+
+
+def no_answer(question: Question, text: str) -> tuple[float, str]:
+    raise NoAnswer
