@@ -65,7 +65,7 @@ class Server:
             variables.pop("VLLM_SERVER_DEV_MODE")
         with log.open("wb") as out:
             process = subprocess.Popen(
-                [sys.executable, str(LEASH), CPU_NICE, *command(launch, EMBEDDED, port, gpu=False)],
+                [sys.executable, str(LEASH), CPU_NICE, *command(launch, folder, port, gpu=False)],
                 stdout=out,
                 stderr=out,
                 env=variables,

@@ -1,0 +1,43 @@
+"""Reward models on real servers give the scores that transformers gives."""
+
+from pathlib import Path
+
+import pytest
+
+from curation.records import Outcome
+from service.engines.addresses import Kind
+from service.verifiers.rewards import logistic
+from tests.engines.servers import Server
+from tests.service.test_declared import judged, random_reward_model, score_of
+
+TEXTS = ["yes", "no, not at all", "12 + 16 = 28"]
+
+
+@pytest.fixture(scope="module")
+def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_reward_model(tmp_path_factory.mktemp("reward-model"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "routes", "arguments"),
+    [
+        (Kind.VLLM, ("vllm_classify", "vllm_pooling"), ("--runner", "pooling")),
+        (Kind.SGLANG, ("sglang",), ("--is-embedding",)),
+    ],
+    ids=["vllm", "sglang"],
+)
+def test_a_server_scores_as_transformers_does(
+    kind: Kind, routes: tuple[str, ...], arguments: tuple[str, ...], reward_model: Path, tmp_path: Path
+) -> None:
+    expected = [score_of(reward_model, f"Is it? {text}") for text in TEXTS]
+    server = Server.start(kind, tmp_path / "log", *arguments, folder=reward_model)
+    try:
+        server.wait()
+        for route in routes:
+            verdicts = judged(f"rm={route}:{server.url}", "rm", *TEXTS, prompt="Is it? ")
+
+            assert [v.outcome for v in verdicts] == [Outcome.SCORED] * len(TEXTS), verdicts
+            assert [float(v.detail) for v in verdicts] == pytest.approx(expected, abs=2e-4), route
+            assert [v.reward for v in verdicts] == pytest.approx([logistic(score) for score in expected], abs=1e-4)
+    finally:
+        server.stop()
