@@ -54,11 +54,11 @@ def _letter(answer: str, letters: str) -> str | None:
 
 
 def _stated_letter(text: str, letters: str) -> str | None:
-    """After the last "answer is", else the last letter that is a word of its own."""
+    """After the last "answer is", else the last that is marked: ``(B)``, ``B.``, ``B)``, or alone on its line."""
     one = rf"([{re.escape(letters)}])(?![a-zA-Z'])"
     stated = re.findall(rf"(?i:answer|option|choice)\s*(?i:is|:)?\s*:?\W*{one}", text)
-    alone = re.findall(rf"(?<![a-zA-Z]){one}", text)
-    found: list[str] = stated or alone
+    marked = re.findall(rf"(?<![a-zA-Z]){one}[).:]|^\W*{one}\W*$", text, re.MULTILINE)
+    found: list[str] = stated or ["".join(either) for either in marked]
     return found[-1] if found else None
 
 

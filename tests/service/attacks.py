@@ -144,5 +144,17 @@ LOOKING = {
     "root": r"""__import__('os').setuid(0)""",
     "a big file": r"""open('/tmp/big', 'wb').write(bytes(1 << 28)) < 0""",
     "tracing": r"""__import__('ctypes').CDLL(None).ptrace(16, 1, 0, 0) and 1/0""",
+    "an abstract socket": r"""__import__('socket').socket(1, 1).connect(chr(0) + 'x')""",
+    "the first process's memory": r"""open('/proc/1/mem', 'rb').read(1)""",
+    "kernel settings": r"""open('/proc/sys/kernel/core_pattern', 'w').write('|/x')""",
+    "kernel messages": r"""open('/dev/kmsg').read(1)""",
+    "a raw disk": r"""__import__('os').mknod('/tmp/disk', 0o60600, 0x800)""",
+    "another root": r"""__import__('os').chroot('/tmp')""",
+    "a key ring": r"""__import__('ctypes').CDLL(None).syscall(250, 0, -3, 1) >= 0 or 1/0""",
+    "an I/O ring": r"""__import__('ctypes').CDLL(None).syscall(425, 1, bytes(200)) >= 0 or 1/0""",
+    "a kernel program": r"""__import__('ctypes').CDLL(None).syscall(321, 5, bytes(200), 120) >= 0 or 1/0""",
+    "processes outside": r"""[__import__('os').kill(p, 0) for p in range(20, 400000)]""",
+    "a name server": r"""__import__('socket').getaddrinfo('example.org', 80)""",
+    "a set-user-id program": r"""__import__('subprocess').run(['/usr/bin/su', '-c', 'id'], check=True, timeout=3)""",
 }
 """Expressions; PORT is a server on the loopback."""

@@ -1,22 +1,29 @@
 """Code: programs run in a sandbox, tests in another; nothing gets out, nothing is forged, and honest work passes."""
 
 import asyncio
+import os
+import shutil
 import socket
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyseccomp
 import pytest
 
 from curation.records import Outcome, Prompt, Verdict
+from service.verifiers import sandbox
 from service.verifiers.catalogue import Catalogue
 from service.verifiers.panel import Panel
 from service.verifiers.pool import VerifierPool
 from service.verifiers.sandbox import BoxLimits, NoSandbox, find
 from service.verifiers.worker import Limits
 from tests.service.attacks import FORGED, HOSTILE, LOOKING
+from tests.service.conftest import OpenService
 
 try:
     find(None, BoxLimits(), unsafe=False)
@@ -204,9 +211,55 @@ def _is_boxed(process: Path) -> bool:
         return False
 
 
-def test_without_a_sandbox_code_is_refused() -> None:
-    with pytest.raises(NoSandbox, match="--unsafe-local-code"):
-        find(Path("/nowhere/python"), BoxLimits(), unsafe=False)
+OUTSIDE = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from attacks import LOOKING
+from sandbox import BoxLimits, find
+sandbox = find(None, BoxLimits(), unsafe=False)
+for name, attack in LOOKING.items():
+    box = sandbox.start(attack.replace("PORT", "22") + "\\nprint('out')")
+    if box.rest(b"", time.monotonic() + 20) or box.end(1.0) == 0:
+        print("out:", name)
+print("done", len(LOOKING))
+"""
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_normal_user_is_held_as_well() -> None:
+    here = Path(__file__).parent
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        for source in (Path(sandbox.__file__), Path(pyseccomp.__file__), here / "attacks.py"):
+            shutil.copy(source, folder)
+        done = subprocess.run(
+            ["/usr/bin/python3", "-I", "-c", OUTSIDE, folder],
+            user=sandbox.NOBODY,
+            group=sandbox.NOBODY,
+            extra_groups=[],
+            cwd="/",
+            env={},
+            capture_output=True,
+            text=True,
+        )
+
+    assert done.stdout == f"done {len(LOOKING)}\n", done.stdout + done.stderr
+
+
+def test_without_a_sandbox_code_is_refused_where_prompts_are_added(open_service: OpenService) -> None:
+    prompt = {"prompt": "Write add.", "verifier": "code", "metadata": ADD}
+    with open_service(code_python="/nowhere/bin/python") as client:
+        answer = client.post("/v1/prompts", json=[prompt])
+
+    assert answer.json()["code"] == "rows_rejected"
+    assert "--unsafe-local-code" in answer.json()["detail"]
+
+
+def test_no_bubblewrap_is_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
+
+    with pytest.raises(NoSandbox, match="there is no bwrap; install bubblewrap"):
+        find(None, BoxLimits(processes=31), unsafe=False)
 
 
 def test_an_operator_may_accept_the_risk(panel: Panel) -> None:

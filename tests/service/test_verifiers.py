@@ -3,6 +3,8 @@
 import asyncio
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -227,3 +229,107 @@ def test_a_reward_that_is_none_is_an_error(reward: Any) -> None:
     judged = judge(lambda question, text: (reward, ""), Question("?", "18"), "18")
 
     assert (judged.outcome, judged.reward) == (Outcome.ERROR, None)
+
+
+HOSTILE = {
+    "a tower of powers": r"\boxed{9^{9^{9^{9}}}}",
+    "a large power": r"\boxed{10^{10^{10}}}",
+    "a factorial": r"\boxed{100000000!}",
+    "a binomial": r"\boxed{\binom{10^9}{5\cdot10^8}}",
+    "a long sum": r"\boxed{\sum_{k=1}^{10^7} k!}",
+    "100,000 digits": r"\boxed{" + "7" * 100_000 + "}",
+    "nested braces": r"\boxed{" + "{" * 5000 + "18" + "}" * 5000 + "}",
+    "nested fractions": r"\boxed{" + r"\frac{1}{" * 400 + "2" + "}" * 400 + "}",
+    "a megabyte of words": "so " * 350_000,
+    "a megabyte of numbers": "12 " * 350_000,
+    "a long chain": r"$" + "a=" * 20_000 + "17$",
+    "a differential equation": r"$ml\ddot{\theta}(t)-mg\sin\theta(t)=\frac{d}{dt}\left(\dot{\theta}(t)\right)$",
+}
+
+
+def test_hostile_completions_are_never_right_and_their_neighbours_are_judged(panel: Panel) -> None:
+    judged = outcomes(panel, "math", "18", *(t for text in HOSTILE.values() for t in (text, f"so {text} A: 18"[-4:])))
+
+    hostile, kind = judged[::2], judged[1::2]
+    assert kind == [RIGHT] * len(HOSTILE)
+    assert [name for name, (_, reward) in zip(HOSTILE, hostile, strict=True) if reward == 1.0] == []
+    assert hostile[0] == hostile[2] == (Outcome.TIMEOUT, None)
+
+
+def test_verdicts_do_not_depend_on_the_load_of_the_machine(panel: Panel) -> None:
+    completions = [rf"Attempt {i}: \boxed{{\frac{{{i}}}{{4}}}}" for i in range(150)]
+    completions[50], completions[100] = HANGS, rf"again {HANGS}"
+
+    quiet = outcomes(panel, "math", "9/2", *completions)
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(4)]
+    try:
+        loaded = outcomes(panel, "math", "9/2", *completions)
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+
+    assert loaded == quiet
+    assert quiet.count(RIGHT) == 1
+    assert quiet.count((Outcome.TIMEOUT, None)) == 2
+
+
+@pytest.mark.parametrize(
+    ("verifier", "reference", "text", "expected"),
+    [
+        ("math?literal=true", "241", "<answer>70+75+96</answer>", WRONG),
+        ("math?literal=true", "241", r"\boxed{70+75+96}", WRONG),
+        ("math?literal=true", "241", r"\boxed{70+75+96 = 241}", RIGHT),
+        ("math?literal=true", "241", r"\boxed{241}", RIGHT),
+        ("math?literal=true", "241", r"\boxed{241\text{ apples}}", RIGHT),
+        ("math?literal=true", "241", r"\boxed{\$241.00}", RIGHT),
+        ("math?literal=true", "1200", r"\boxed{1,200}", RIGHT),
+        ("math?literal=true", "-3", r"\boxed{-3}", RIGHT),
+        ("math?literal=true", "-3", r"\boxed{4-7}", WRONG),
+        ("math?literal=true", "3/4", r"\boxed{\frac{3}{4}}", RIGHT),
+        ("math?literal=true", r"\frac{3}{4}", r"\boxed{6/8}", RIGHT),
+        ("math?literal=true", "8", r"\boxed{2^3}", WRONG),
+        ("math?literal=true", "8", r"\boxed{2\cdot 4}", WRONG),
+        ("math?literal=true", "8", r"\boxed{\sqrt{64}}", WRONG),
+        ("math?literal=true", "120", r"\boxed{5!}", WRONG),
+        ("math?literal=true", r"2\sqrt{113}", r"\boxed{\sqrt{452}}", RIGHT),
+        ("math", "241", r"\boxed{70+75+96}", RIGHT),
+        ("math?percent=true", "20", r"\boxed{0.2}", RIGHT),
+        ("math?percent=true", "20", r"\boxed{2000}", RIGHT),
+        ("math?percent=true", "20", r"\boxed{2}", WRONG),
+        ("math", "20", r"\boxed{2000}", WRONG),
+        ("math?tolerance=0.01", "100", r"\boxed{100.9}", RIGHT),
+        ("math?tolerance=0.01", "100", r"\boxed{101.1}", WRONG),
+        ("math", "100", r"\boxed{100.9}", WRONG),
+        ("math?extract=boxed", "8", r"<answer>8</answer> \boxed{9}", WRONG),
+        ("math?extract=answer", "8", r"<answer>8</answer> \boxed{9}", RIGHT),
+        ("math?extract=answer", "8", r"so it is \boxed{8}", NO_ANSWER),
+        ("math?extract=boxed", "8", "the answer is 8", NO_ANSWER),
+        ("math?extract=boxed,last", "8", "the answer is 8", RIGHT),
+        ("choice", "B", "<answer>B</answer>", RIGHT),
+        ("choice", "B", r"it follows: \boxed{\text{B}}", RIGHT),
+        ("choice", "B", "The answer is (B).", RIGHT),
+        ("choice", "B", "The answer is B) because A is not", RIGHT),
+        ("choice", "(B)", "**Answer: C**", WRONG),
+        ("choice", "B", "A cat and I", NO_ANSWER),
+        ("choice", "B", "thinking\n**B**\n", RIGHT),
+        ("choice", "B", "(A) is silly, (B) is it", RIGHT),
+        ("choice", "B", "I cannot say", NO_ANSWER),
+        ("choice?letters=AB", "C", "(A)", (Outcome.BAD_REFERENCE, None)),
+        ("3*numeric+1*exact", "8", "<answer>8.0</answer>", (Outcome.SCORED, 0.75)),
+    ],
+)
+def test_options_change_what_counts_as_right(
+    panel: Panel, verifier: str, reference: str, text: str, expected: Any
+) -> None:
+    assert outcomes(panel, verifier, reference, text) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("text", "source"),
+    [("<answer>8</answer>", "answer: 8"), (r"\boxed{8}", "boxed: 8"), ("the answer is 8", "last: 8")],
+)
+def test_a_verdict_says_where_the_answer_stood(panel: Panel, text: str, source: str) -> None:
+    [verdict] = asyncio.run(panel.verify(Prompt("p", "?", "8", "math"), [text]))
+
+    assert verdict.detail == source
