@@ -2,15 +2,14 @@
 often our verdicts agree with labels that others recorded."""
 
 import asyncio
-import gzip
-import json
 import multiprocessing
 import random
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.labelled import SETS, Labelled
 from benchmarks.report import Figure, spread
 from curation.records import Outcome, Prompt, Verdict
 from service.verifiers.catalogue import Catalogue
@@ -172,23 +171,11 @@ def _resident_mib(pid: int) -> float:
 # ---- agreement
 
 
-@dataclass(frozen=True, slots=True)
-class Labelled:
-    prompt: Prompt
-    text: str
-    label: float
-
-
 def _agreement(data: Path) -> dict[str, Figure]:
-    """Share of verdicts on the same side of one half as the label, per set that is there."""
-    sets = {
-        "gsm8k": (data / "rollouts_gsm8k_4x/example_model_solutions.jsonl.gz", _gsm8k),
-        "qwen_math": (data / "rollouts_qwen_math_100x8/math_cot_100.jsonl.gz", _qwen_math),
-    }
+    """Share of verdicts on the same side of one half as the label, of every set that is there."""
     figures = {}
-    for name, (path, read) in sets.items():
-        if path.exists():
-            labelled = list(read(_rows(path)))
+    for name, read in SETS.items():
+        if labelled := list(read(data)):
             verdicts = asyncio.run(_judge_all(labelled))
             same = [
                 verdict.reward is not None and (verdict.reward > 0.5) == (one.label > 0.5)
@@ -199,34 +186,9 @@ def _agreement(data: Path) -> dict[str, Figure]:
 
 
 async def _judge_all(labelled: list[Labelled]) -> list[Verdict]:
-    pool = VerifierPool(workers=WORKERS, limits=LIMITS)
-    panel = Panel(Catalogue(), pool)
+    panel = Panel(Catalogue(), VerifierPool(workers=WORKERS, limits=LIMITS))
     try:
         each = await asyncio.gather(*(panel.verify(one.prompt, [one.text]) for one in labelled))
     finally:
-        pool.close()
+        await panel.close()
     return [verdict for [verdict] in each]
-
-
-def _rows(path: Path) -> Iterable[dict[str, object]]:
-    with gzip.open(path, "rt") as lines:
-        return [json.loads(line) for line in lines]
-
-
-def _gsm8k(rows: Iterable[dict[str, object]]) -> Iterator[Labelled]:
-    """github.com/openai/grade-school-math, example_model_solutions.jsonl"""
-    for row in rows:
-        reference = str(row["ground_truth"]).rpartition("A: ")[2].strip()
-        for value in row.values():
-            if isinstance(value, dict):
-                yield Labelled(Prompt("p", "?", reference, "math"), value["solution"], float(value["is_correct"]))
-
-
-def _qwen_math(rows: Iterable[dict[str, object]]) -> Iterator[Labelled]:
-    """github.com/QwenLM/Qwen2.5-Math, eval_rm_maj_example/math_cot_100.jsonl"""
-    for row in rows:
-        texts, labels = row["code"], row["score"]
-        assert isinstance(texts, list)
-        assert isinstance(labels, list)
-        for text, label in zip(texts, labels, strict=True):
-            yield Labelled(Prompt("p", "?", str(row["gt"]), "math"), text, float(label))
