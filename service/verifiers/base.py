@@ -30,6 +30,8 @@ class Question:
     metadata: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     """Of the verifier, checked against its options model; those left out have their defaults."""
+    operator: dict[str, Any] = field(default_factory=dict)
+    """What the operator chose about the verifier."""
 
 
 class Judgement(NamedTuple):

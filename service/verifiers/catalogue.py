@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from curation.records import Prompt
 from service.verifiers import names
 from service.verifiers.base import Options, Question
-from service.verifiers.code_rule import CodeOptions
+from service.verifiers.code.rule import CodeOptions
 from service.verifiers.math_options import MathOptions
 from service.verifiers.pool import Check
 from service.verifiers.remote import Speaks
@@ -49,11 +49,12 @@ class Local:
     """Raised when the rule may judge differently than before."""
     options: type[Options] = Options
     operator: Mapping[str, Any] = field(default_factory=dict)
-    """What the operator chose: handed to the rule with the options, but no part of the name."""
+    """What the operator chose: handed to the rule, but no part of the name."""
     is_model: bool = False
     """Whether it needs a worker of its own, with no limit of memory and a slow start."""
     canary: Canary | None = None
-    """Shows whether it still sees, under its default options."""
+    """Shows whether it still sees, under its default options. A verifier that has one bears an empty completion, too,
+    so that questions can be tried before anybody answers them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +88,7 @@ BUILT_IN: Mapping[str, Local] = {
         ),
     ),
     "code": Local(
-        "service.verifiers.code_rule:judge",
+        "service.verifiers.code.rule:judge",
         1,
         CodeOptions,
         canary=Canary(
@@ -135,10 +136,8 @@ class Catalogue:
     def _check(self, term: names.Term, prompt: Prompt) -> Check:
         verifier, options = self._verifier(term), self._options(term)
         chosen = options.model_dump(mode="json", exclude_defaults=True)
-        rule = ""
-        if isinstance(verifier, Local):
-            rule, chosen = verifier.rule, {**chosen, **verifier.operator}
-        question = Question(prompt.text, prompt.reference, prompt.metadata, chosen)
+        rule, operator = (verifier.rule, dict(verifier.operator)) if isinstance(verifier, Local) else ("", {})
+        question = Question(prompt.text, prompt.reference, prompt.metadata, chosen, operator)
         return Check(self._label(term), rule, question, options.wall_seconds)
 
     def _label(self, term: names.Term) -> str:

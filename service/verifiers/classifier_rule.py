@@ -8,9 +8,9 @@ from service.verifiers.rewards import RewardOptions, rewarded
 
 
 def judge(question: Question, text: str) -> tuple[float, str]:
-    """The options' `model` is a checkpoint folder or Hub id."""
-    options = RewardOptions.model_validate({k: v for k, v in question.options.items() if k != "model"})
-    judgement = rewarded(_score(question.options["model"], question.prompt + text), text, options)
+    """The operator's `model` is a checkpoint folder or Hub id."""
+    options = RewardOptions.model_validate(question.options)
+    judgement = rewarded(_score(question.operator["model"], question.prompt + text), text, options)
     if judgement.reward is None:
         raise ValueError(judgement.detail)
     return judgement.reward, judgement.detail

@@ -8,7 +8,6 @@ import asyncio
 import inspect
 from typing import Any
 
-from curation.choice import Choice
 from service.verifiers.base import BadReference, Options, Question
 from service.verifiers.worker import rule_at
 
@@ -24,14 +23,10 @@ class FunctionOptions(Options):
     """The function's rewards run from `low` to `high`; they are stored as 0 to 1."""
 
 
-class Operator(Choice):
-    function: str
-    """``package.module:function``"""
-
-
 def judge(question: Question, text: str) -> tuple[float, str]:
-    options = FunctionOptions.model_validate({k: v for k, v in question.options.items() if k != "function"})
-    function: Any = rule_at(Operator.model_validate({"function": question.options["function"]}).function)
+    """The operator's `function` is ``package.module:function``."""
+    options = FunctionOptions.model_validate(question.options)
+    function: Any = rule_at(question.operator["function"])
     columns = dict.fromkeys(REFERENCES, question.reference) | question.metadata
     said = function(
         prompts=[_message("user", question.prompt, options)],

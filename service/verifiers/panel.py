@@ -67,13 +67,18 @@ class Panel:
         return await self._judge(self._checks(prompt), texts, first=True)
 
     async def question_faults(self, prompts: Collection[Prompt]) -> dict[str, str]:
-        """Why a prompt can never be judged, by prompt id, for those that cannot: what an empty completion gets."""
-        verdicts = await asyncio.gather(*(self._judge(self._checks(prompt), [""]) for prompt in prompts))
-        return {
-            prompt.id: f"{verdict.outcome}: {verdict.detail}"
-            for prompt, [verdict] in zip(prompts, verdicts, strict=True)
-            if verdict.outcome in QUESTIONABLE
-        }
+        """Why a prompt can never be judged, by prompt id, for those that cannot: what an empty completion gets. Only
+        verifiers with a canary are asked."""
+        faults = await asyncio.gather(*map(self._question_fault, prompts))
+        return {prompt.id: fault for prompt, fault in zip(prompts, faults, strict=True) if fault}
+
+    async def _question_fault(self, prompt: Prompt) -> str:
+        for one in self._checks(prompt):
+            if self.catalogue.canary(one.verifier):
+                [verdict] = await self._ask(one, [""])
+                if verdict.outcome in QUESTIONABLE:
+                    return f"{verdict.outcome}: {verdict.detail}"
+        return ""
 
     # ---- canaries
 
@@ -112,7 +117,7 @@ class Panel:
         weights = [one.weight for one in checks]
         return [combined(weights, verdicts) for verdicts in zip(*each, strict=True)]
 
-    async def _ask(self, one: WeightedCheck, texts: Sequence[str], *, first: bool) -> list[Verdict]:
+    async def _ask(self, one: WeightedCheck, texts: Sequence[str], *, first: bool = False) -> list[Verdict]:
         if isinstance(one.where, Local):
             pool = self._models if one.where.is_model else self._pool
             return await pool.verify(one.check, texts, first=first)

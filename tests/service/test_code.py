@@ -16,17 +16,17 @@ import pyseccomp
 import pytest
 
 from curation.records import Outcome, Prompt, Verdict
-from service.verifiers import sandbox
 from service.verifiers.catalogue import Catalogue
+from service.verifiers.code import sandbox
+from service.verifiers.code.sandbox import NoSandbox, find
 from service.verifiers.panel import Panel
 from service.verifiers.pool import VerifierPool
-from service.verifiers.sandbox import BoxLimits, NoSandbox, find
 from service.verifiers.worker import Limits
 from tests.service.attacks import FORGED, HOSTILE, LOOKING
 from tests.service.conftest import OpenService
 
 try:
-    find(None, BoxLimits(), unsafe=False)
+    find(None, unsafe=False)
 except NoSandbox as absent:
     pytest.skip(str(absent), allow_module_level=True)
 
@@ -215,8 +215,8 @@ OUTSIDE = """
 import sys, time
 sys.path.insert(0, sys.argv[1])
 from attacks import LOOKING
-from sandbox import BoxLimits, find
-sandbox = find(None, BoxLimits(), unsafe=False)
+from sandbox import find
+sandbox = find(None, unsafe=False)
 for name, attack in LOOKING.items():
     box = sandbox.start(attack.replace("PORT", "22") + "\\nprint('out')")
     if box.rest(b"", time.monotonic() + 20) or box.end(1.0) == 0:
@@ -259,10 +259,10 @@ def test_no_bubblewrap_is_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda *_, **__: None)
 
     with pytest.raises(NoSandbox, match="there is no bwrap; install bubblewrap"):
-        find(None, BoxLimits(processes=31), unsafe=False)
+        find(Path("/usr/bin/python3.11"), unsafe=False)
 
 
 def test_an_operator_may_accept_the_risk(panel: Panel) -> None:
-    box = find(Path(sys.executable), BoxLimits(), unsafe=True).start("print(6 * 7)")
+    box = find(Path(sys.executable), unsafe=True).start("print(6 * 7)")
 
     assert (box.rest(b"", time.monotonic() + 20), box.end(1.0)) == (b"42\n", 0)

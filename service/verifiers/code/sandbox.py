@@ -18,7 +18,7 @@ import sys
 import time
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol
 
@@ -56,8 +56,12 @@ class BoxLimits:
     processes: int = 32
 
 
+LIMITS = BoxLimits()
+"""Of a program under test."""
+
+
 class Sandbox(Hashable, Protocol):
-    def start(self, source: str, arguments: Sequence[str] = ()) -> "Box":
+    def start(self, source: str, arguments: Sequence[str] = (), limits: BoxLimits = LIMITS) -> "Box":
         """Runs Python source text."""
 
 
@@ -121,15 +125,14 @@ class Box:
 
 
 class Bubblewrap:
-    def __init__(self, python: Path, limits: BoxLimits) -> None:
+    def __init__(self, python: Path) -> None:
         self._python = python
-        self._limits = limits
         self._filter = _seccomp_program()
 
-    def start(self, source: str, arguments: Sequence[str] = ()) -> Box:
+    def start(self, source: str, arguments: Sequence[str] = (), limits: BoxLimits = LIMITS) -> Box:
         # The source and the filter go in through files that have no name.
         program, syscalls = _nameless(source.encode()), _nameless(self._filter)
-        command = [*self._command(program, syscalls), *arguments]
+        command = [*self._command(program, syscalls, limits), *arguments]
         is_root = os.geteuid() == 0
         try:
             return Box(
@@ -152,8 +155,7 @@ class Bubblewrap:
             os.close(program)
             os.close(syscalls)
 
-    def _command(self, program: int, syscalls: int) -> list[str]:
-        limits = self._limits
+    def _command(self, program: int, syscalls: int, limits: BoxLimits) -> list[str]:
         return [
             *(_path("bwrap"), "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
             *("--new-session", "--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "HOME", "/tmp"),
@@ -172,11 +174,10 @@ class Bubblewrap:
 class Bare:
     """No sandbox: limits, and nothing between the code and this machine."""
 
-    def __init__(self, python: Path, limits: BoxLimits) -> None:
+    def __init__(self, python: Path) -> None:
         self._python = python
-        self._limits = limits
 
-    def start(self, source: str, arguments: Sequence[str] = ()) -> Box:
+    def start(self, source: str, arguments: Sequence[str] = (), limits: BoxLimits = LIMITS) -> Box:
         program = _nameless(source.encode())
         try:
             return Box(
@@ -189,27 +190,27 @@ class Bare:
                     cwd="/tmp",
                     pass_fds=(program,),
                     start_new_session=True,
-                    preexec_fn=self._limit,
+                    preexec_fn=partial(_limit, limits),
                 )
             )
         finally:
             os.close(program)
 
-    def _limit(self) -> None:
-        limits = self._limits
-        resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
-        resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))
-        resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
+
+def _limit(limits: BoxLimits) -> None:
+    resource.setrlimit(resource.RLIMIT_AS, (limits.memory_bytes, limits.memory_bytes))
+    resource.setrlimit(resource.RLIMIT_CPU, (limits.cpu_seconds, limits.cpu_seconds + 1))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limits.file_bytes, limits.file_bytes))
 
 
 @lru_cache(maxsize=8)
-def find(python: Path | None, limits: BoxLimits, *, unsafe: bool) -> Sandbox:
+def find(python: Path | None, *, unsafe: bool) -> Sandbox:
     """The sandbox that works here. Raises NoSandbox, saying what to do, where none does and `unsafe` is not set."""
     chosen = python or (SYSTEM_PYTHON if SYSTEM_PYTHON.exists() else Path(sys.executable).resolve())
     if unsafe:
-        return Bare(chosen, limits)
+        return Bare(chosen)
     try:
-        sandbox = Bubblewrap(chosen, limits)
+        sandbox = Bubblewrap(chosen)
         box = sandbox.start("print(6 * 7)")
         said = box.rest(b"", time.monotonic() + 20)
         status = box.end(1.0)

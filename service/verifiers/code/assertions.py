@@ -1,0 +1,93 @@
+"""Tests that assert: they run in a sandbox of their own, and what they call runs in the program's."""
+
+import ast
+import builtins
+import json
+from functools import lru_cache
+from typing import Any
+
+from service.verifiers.base import BadReference, Question
+from service.verifiers.code.exchange import Crashed, begin, boxed_source, exchange
+from service.verifiers.code.sandbox import Box, BoxLimits, Sandbox
+from service.verifiers.code.tests import Score, Tests, defines
+
+TESTS_LIMITS = BoxLimits(cpu_seconds=3600)
+"""Of the tests' sandbox, which outlives many programs; the wall clock of each program limits its tests, too."""
+
+
+def by_assertions(
+    sandbox: Sandbox, program: str, question: Question, tests: Tests, *, partial: bool, deadline: float
+) -> Score:
+    box = sandbox.start(boxed_source(), ["program"])
+    try:
+        refused = begin(box, program, deadline)
+        if refused:
+            return Score(0, 1, refused)
+        judge_box = _tests_box(sandbox)
+        try:
+            return _relay(box, judge_box, _task(question, tests, partial), deadline)
+        except BaseException:
+            _tests_box.cache_clear()
+            judge_box.end()
+            raise
+    finally:
+        box.end()
+
+
+def _relay(box: Box, judge_box: Box, task: dict[str, Any], deadline: float) -> Score:
+    judge_box.send(json.dumps(task).encode() + b"\n", deadline)
+    while True:
+        line = judge_box.line(deadline)
+        if not line:
+            raise Crashed("the tests were stopped")
+        said = json.loads(line)
+        if "call" not in said:
+            if said["broken"]:
+                raise BadReference(f"the tests are broken: {said['broken']}")
+            return Score(said["passed"], said["total"], said["failed"])
+        answer = exchange(box, line, deadline)
+        judge_box.send(json.dumps(answer).encode() + b"\n", deadline)
+
+
+def _task(question: Question, tests: Tests, partial: bool) -> dict[str, Any]:
+    if tests.test and tests.entry_point:
+        setup = question.prompt if defines(question.prompt, tests.entry_point) else tests.test_setup_code
+        return {
+            "setup": setup,
+            "tests": tests.test,
+            "functions": [tests.entry_point],
+            "check": True,
+            "partial": partial,
+        }
+    source = "\n".join(tests.test_list)
+    return {
+        "setup": tests.test_setup_code,
+        "tests": source,
+        "functions": _called(tests.test_setup_code, source),
+        "check": False,
+        "partial": partial,
+    }
+
+
+def _called(setup: str, source: str) -> list[str]:
+    """Names that the tests call and nobody but the program can define."""
+    try:
+        defined = {n.name for n in ast.walk(ast.parse(setup)) if isinstance(n, ast.FunctionDef | ast.ClassDef)}
+        calls = {
+            n.func.id for n in ast.walk(ast.parse(source)) if isinstance(n, ast.Call) and isinstance(n.func, ast.Name)
+        }
+    except SyntaxError as error:
+        raise BadReference(f"the tests are broken: {error}") from None
+    imported = {
+        (alias.asname or alias.name).partition(".")[0]
+        for n in ast.walk(ast.parse(setup))
+        if isinstance(n, ast.Import | ast.ImportFrom)
+        for alias in n.names
+    }
+    return sorted(calls - defined - imported - set(dir(builtins)))
+
+
+@lru_cache(maxsize=1)
+def _tests_box(sandbox: Sandbox) -> Box:
+    """One for all programs of a worker: the tests are our user's, and see nothing but plain values."""
+    return sandbox.start(boxed_source(), ["tests"], TESTS_LIMITS)
