@@ -46,6 +46,10 @@ async def trl_chat(prompts: Any, completions: Any, **columns: Any) -> list[float
     return [1.0]
 
 
+def brevity(completions: list[str], **columns: Any) -> list[float]:
+    return [1 / (1 + len(text)) for text in completions]
+
+
 def trl_none(completions: list[str], **columns: Any) -> list[None]:
     return [None]
 

@@ -20,6 +20,8 @@ from service.stages import Conflict
 from service.verifiers.declared import parse_declared
 from service.verifiers.remote import RETRY_PAUSE
 from service.verifiers.rewards import RewardOptions, logistic, rewarded
+from tests.service.conftest import OpenService
+from tests.service.steps import finish
 
 HERE = "tests.service.rules_for_tests"
 
@@ -282,3 +284,26 @@ def test_a_declaration_does_not_replace_what_is_there() -> None:
 
     with pytest.raises(Conflict, match="math"):
         panel_of_settings(settings)
+
+
+def test_verifiable_and_other_prompts_share_a_run_and_a_dataset(open_service: OpenService) -> None:
+    def answer(prompt: str, seed: int, version: int) -> str:
+        return "<answer>4</answer>" if seed % 2 else "<answer>five</answer>"
+
+    prompts = [
+        {"prompt": "2 + 2?", "reference": "4", "verifier": "exact"},
+        {"prompt": "Be brief.", "verifier": "brevity"},
+    ]
+    with open_service(answer, verifier=(parse_declared(f"brevity=function:{HERE}:brevity"),)) as client:
+        assert client.post("/v1/prompts?set=s", json=prompts).status_code == 201
+        run = {"name": "r", "policy": "policy", "prompt_set": "s", "sampling": {"n": 8}}
+        client.post("/v1/runs", json=run)
+        finish(client, client.post("/v1/runs/r/rollouts", json={"passes": 1}).json())
+        recipe = {"runs": ["r"], "pairs": {"kind": "best_with_worst"}}
+        frozen = client.post("/v1/datasets", json={"name": "d", "recipe": recipe}).json()
+        rows = client.get("/v1/datasets/d@1/rows").json()["rows"]
+
+    assert frozen["manifest"]["verifiers"] == {"brevity@1": 1, "exact@1": 1}
+    assert [(row["row"]["chosen"], row["row"]["rejected"]) for row in rows] == [
+        ("<answer>4</answer>", "<answer>five</answer>")
+    ] * 2
