@@ -40,6 +40,11 @@ def trl_style(prompts: list[str], completions: list[str], reference: list[str], 
     return [float(text == answer) for text, answer in zip(completions, reference, strict=True)]
 
 
+def slow_style(completions: list[str], **columns: Any) -> list[float]:
+    time.sleep(0.01)
+    return [1.0]
+
+
 async def trl_chat(prompts: Any, completions: Any, **columns: Any) -> list[float]:
     assert prompts == [[{"role": "user", "content": "?"}]]
     assert completions == [[{"role": "assistant", "content": "four"}]]

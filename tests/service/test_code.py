@@ -147,6 +147,23 @@ def test_broken_tests_are_the_prompts_fault(panel: Panel, metadata: dict[str, An
     assert told(verdict) == (Outcome.BAD_REFERENCE, None)
 
 
+def test_the_tests_of_one_prompt_cannot_touch_those_of_another() -> None:
+    spoiling = "import builtins, json\nbuiltins.AssertionError = json.loads = None\nassert spoiled()"
+    pool = VerifierPool(workers=1, limits=Limits(wall_seconds=60.0, cpu_seconds=5.0, memory_bytes=2 << 30))
+    mine = Panel(Catalogue(), pool)
+    spoiler = Prompt("p1", "?", "", "code", {"test_list": [spoiling]})
+    victim = Prompt("p2", "?", "", "code", ADD)
+
+    async def one_after_the_other() -> list[Verdict]:
+        try:
+            await mine.verify(spoiler, ["def spoiled(): return True"])
+            return await mine.verify(victim, ["def add(a, b): return a - b", "def add(a, b): return a + b"])
+        finally:
+            await mine.close()
+
+    assert [told(v) for v in asyncio.run(one_after_the_other())] == [WRONG, RIGHT]
+
+
 @pytest.mark.parametrize("name", FORGED)
 def test_a_forged_solution_gets_nothing(panel: Panel, name: str) -> None:
     [verdict] = judge(panel, FORGED[name], **ADD)

@@ -1,9 +1,11 @@
 """Rescoring: new verdicts beside the old ones, and everything downstream says which it uses."""
 
+import time
 from typing import Any
 
 from fastapi.testclient import TestClient
 
+from service.verifiers.declared import parse_declared
 from tests.service.conftest import OpenService
 from tests.service.steps import finish
 
@@ -102,6 +104,38 @@ def test_what_has_no_text_any_more_is_counted(open_service: OpenService) -> None
         report = rescored(client)
 
     assert (report["groups"], report["without_text"]) == (1, 1)
+
+
+def test_an_interrupted_rescore_goes_on_and_judges_no_group_twice(open_service: OpenService) -> None:
+    slow = (parse_declared("slow=function:tests.service.rules_for_tests:slow_style"),)
+    rows = [ROWS[1] | {"prompt": f"{i} + 2 =", "reference": str(i + 2)} for i in range(150)]
+    with open_service(verifier=slow) as client:
+        imported(client, rows)
+        job = client.post("/v1/runs/old/rescore", json={"verifier": "slow"}).json()
+        while not client.get(f"/v1/jobs/{job['id']}").json()["progress"].get("groups", {}).get("done"):
+            time.sleep(0.01)
+    with open_service(verifier=slow) as client:
+        assert client.get(f"/v1/jobs/{job['id']}").json()["state"] in {"queued", "running"}
+        report = finish(client, job)["result"]
+        groups = [
+            client.get(f"/v1/groups/{g['id']}").json() for g in client.get("/v1/groups?limit=1000").json()["items"]
+        ]
+
+    assert (report["groups"], report["rollouts"]) == (150, 300)
+    assert [len(group["rescores"]) for group in groups] == [1] * 150
+
+
+def test_a_rescore_can_be_cancelled(open_service: OpenService) -> None:
+    slow = (parse_declared("slow=function:tests.service.rules_for_tests:slow_style"),)
+    rows = [ROWS[1] | {"prompt": f"{i} + 2 =", "reference": str(i + 2)} for i in range(150)]
+    with open_service(verifier=slow) as client:
+        imported(client, rows)
+        job = client.post("/v1/runs/old/rescore", json={"verifier": "slow"}).json()
+        client.delete(f"/v1/jobs/{job['id']}")
+        job = finish(client, job)
+
+    assert job["state"] == "cancelled"
+    assert job["result"]["groups"] < 150
 
 
 def test_rescoring_is_refused_for_what_is_not_there(client: TestClient) -> None:

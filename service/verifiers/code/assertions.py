@@ -3,7 +3,6 @@
 import ast
 import builtins
 import json
-from functools import lru_cache
 from typing import Any
 
 from service.verifiers.base import BadReference, Question
@@ -23,12 +22,11 @@ def by_assertions(
         refused = begin(box, program, deadline)
         if refused:
             return Score(0, 1, refused)
-        judge_box = _tests_box(sandbox)
+        task = _task(question, tests, partial)
         try:
-            return _relay(box, judge_box, _task(question, tests, partial), deadline)
+            return _relay(box, _TESTS.box(sandbox, task), task, deadline)
         except BaseException:
-            _tests_box.cache_clear()
-            judge_box.end()
+            _TESTS.end()
             raise
     finally:
         box.end()
@@ -87,7 +85,25 @@ def _called(setup: str, source: str) -> list[str]:
     return sorted(calls - defined - imported - set(dir(builtins)))
 
 
-@lru_cache(maxsize=1)
-def _tests_box(sandbox: Sandbox) -> Box:
-    """One for all programs of a worker: the tests are our user's, and see nothing but plain values."""
-    return sandbox.start(boxed_source(), ["tests"], TESTS_LIMITS)
+class _TestsBox:
+    """The sandbox that the tests of the last program ran in. The next program with the same tests uses it, too; the
+    tests of another prompt, which may be somebody else's, never do."""
+
+    def __init__(self) -> None:
+        self._box: Box | None = None
+        self._task: dict[str, Any] = {}
+
+    def box(self, sandbox: Sandbox, task: dict[str, Any]) -> Box:
+        if self._box is None or task != self._task:
+            self.end()
+            self._box, self._task = sandbox.start(boxed_source(), ["tests"], TESTS_LIMITS), task
+        return self._box
+
+    def end(self) -> None:
+        if self._box is not None:
+            self._box.end()
+            self._box = None
+
+
+_TESTS = _TestsBox()
+"""Of this worker process, which judges one program at a time."""
