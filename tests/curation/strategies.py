@@ -45,6 +45,7 @@ recipes = st.builds(
     pairs=pair_rules,
     no_answer_is_wrong=st.booleans(),
     truncated=st.booleans(),
+    verifier=st.sampled_from([None, None, None, "math@1", "math@2"]),
     max_pairs=st.none() | st.integers(1, 12),
     test_share=st.floats(0, 0.9),
     seed=seeds,

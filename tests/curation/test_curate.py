@@ -191,6 +191,7 @@ def test_with_nothing_left_out_every_right_and_wrong_one_becomes_a_pair(group: G
         pytest.param(
             a_group(1.0, 0.0), a_recipe(policy_versions=(1, 2)), Dropped.OTHER_POLICY_VERSION, id="earlier-version"
         ),
+        pytest.param(a_group(1.0, 0.0), a_recipe(verifier="math@7"), Dropped.OTHER_VERIFIER, id="other-verifier"),
         pytest.param(a_group(None, None), a_recipe(), Dropped.UNSCORED, id="timeouts"),
         pytest.param(a_group(), a_recipe(), Dropped.UNSCORED, id="no-rollouts"),
         pytest.param(

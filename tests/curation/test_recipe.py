@@ -19,6 +19,7 @@ ANOTHER: dict[str, list[Any]] = {
     "pairs": [OneRandomPair(), BestWithWorst(), KRandomPairs(k=3), KRandomPairs(k=2, margin=0.5)],
     "no_answer_is_wrong": [False],
     "truncated": [True],
+    "verifier": ["math@1", "math@2", "math@1?literal=true"],
     "max_pairs": [1, 1000],
     "test_share": [0.1, 0.2],
     "seed": [1, 2, -1],
