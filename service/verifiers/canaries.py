@@ -9,9 +9,9 @@
 import asyncio
 import logging
 from collections import Counter
-from typing import Any
 
 from curation.records import Outcome, Prompt, Verdict
+from service.stages import VerifierFailed
 from service.verifiers.catalogue import Canary
 from service.verifiers.panel import Panel
 
@@ -41,7 +41,10 @@ async def watch(panel: Panel, *, seconds: float) -> None:
 async def _trial(panel: Panel, name: str, canary: Canary) -> tuple[str, bool]:
     """(what is wrong, whether that is only a verdict that is missing)"""
     prompt = Prompt("canary", canary.prompt, canary.reference, name, dict(canary.metadata))
-    verdicts = await panel.try_out(prompt, [canary.right, canary.wrong])
+    try:
+        verdicts = await panel.try_out(prompt, [canary.right, canary.wrong])
+    except VerifierFailed as failure:
+        return str(failure), True
     for verdict, expected, text in zip(verdicts, (1.0, 0.0), (canary.right, canary.wrong), strict=True):
         if verdict.outcome in (Outcome.TIMEOUT, Outcome.ERROR):
             return f"{verdict.outcome} for {text!r}: {verdict.detail}", True
@@ -50,5 +53,5 @@ async def _trial(panel: Panel, name: str, canary: Canary) -> tuple[str, bool]:
     return "", False
 
 
-def _told(verdict: Verdict) -> Any:
+def _told(verdict: Verdict) -> str:
     return verdict.outcome.value if verdict.reward is None else f"{verdict.reward:g}"

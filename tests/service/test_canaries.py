@@ -88,6 +88,20 @@ def test_a_blind_verifier_is_noticed_and_work_waits_until_it_sees_again(how: str
     asyncio.run(scene())
 
 
+def test_a_pool_that_fails_is_blind_and_the_watch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def scene() -> None:
+        async with watched({**BUILT_IN}) as panel:
+            await panel.verify(TRY, ["4"])
+            with monkeypatch.context() as broken:
+                broken.setattr("service.verifiers.pool._Worker._start", lambda _: 1 / 0)
+                panel._pool._workers[0].stop()
+                assert "ZeroDivisionError" in await until_blind(panel)
+            [verdict] = await panel.verify(TRY, ["4"])  # once it sees again
+            assert verdict.reward == 1.0
+
+    asyncio.run(scene())
+
+
 def test_canaries_do_not_wait_in_the_queue() -> None:
     async def scene() -> None:
         slow = Local("tests.service.rules_for_tests:sleeps", canary=Canary("0.01", "x"))
