@@ -54,3 +54,8 @@ class OutOfTime(Exception):
 
 Rule = Callable[[Question, str], tuple[float, str]]
 """(reward in 0..1, the answer that was compared). May raise the exceptions above and anything else."""
+
+
+def storable(detail: str) -> str:
+    """Without half characters, which programs under test and servers may say and nobody can store."""
+    return detail.encode(errors="replace").decode()

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from curation.records import Outcome
-from service.verifiers.base import Judgement, OutOfTime, Question
+from service.verifiers.base import Judgement, OutOfTime, Question, storable
 from service.verifiers.rewards import RewardOptions, rewarded, scored
 
 AT_ONCE = 64
@@ -83,7 +83,7 @@ async def judgements(
         detail = f"{line.url} answered with something else: {type(failure).__name__}: {failure}"
         judged = [Judgement(Outcome.ERROR, None, detail[:500])] * len(texts)
     seconds = (time.monotonic() - started) / max(1, len(texts))
-    return [(judgement, seconds) for judgement in judged]
+    return [(j._replace(detail=storable(j.detail)), seconds) for j in judged]
 
 
 class NemoGym:

@@ -18,7 +18,7 @@ from multiprocessing.connection import Connection
 from typing import NamedTuple
 
 from curation.records import Outcome
-from service.verifiers.base import BadReference, Judgement, NoAnswer, OutOfTime, Question, Rule
+from service.verifiers.base import BadReference, Judgement, NoAnswer, OutOfTime, Question, Rule, storable
 
 OUT_OF_MEMORY = "out of memory"
 NO_LIMIT = resource.RLIM_INFINITY
@@ -58,7 +58,10 @@ def work(connection: Connection, limits: Limits) -> None:
             signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
             judgement = judge(rule, question, text)
             signal.setitimer(signal.ITIMER_PROF, 0)
-            reply = judgement._asdict() | {"elapsed": time.monotonic() - started}
+            reply = judgement._asdict() | {
+                "detail": storable(judgement.detail),
+                "elapsed": time.monotonic() - started,
+            }
             connection.send_bytes(json.dumps(reply).encode())
 
 

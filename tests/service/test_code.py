@@ -147,6 +147,13 @@ def test_broken_tests_are_the_prompts_fault(panel: Panel, metadata: dict[str, An
     assert told(verdict) == (Outcome.BAD_REFERENCE, None)
 
 
+def test_what_a_program_says_can_be_stored(panel: Panel) -> None:
+    [verdict] = judge(panel, "def add(a, b): raise ValueError(chr(0xd800) + chr(0) + 'half')", **ADD)
+
+    assert told(verdict) == WRONG
+    assert "half" in verdict.detail.encode().decode()
+
+
 def test_the_tests_of_one_prompt_cannot_touch_those_of_another() -> None:
     spoiling = "import builtins, json\nbuiltins.AssertionError = json.loads = None\nassert spoiled()"
     pool = VerifierPool(workers=1, limits=Limits(wall_seconds=60.0, cpu_seconds=5.0, memory_bytes=2 << 30))

@@ -261,6 +261,14 @@ def test_an_answer_that_is_none_is_an_error_and_never_a_zero(answer: Any, said: 
     assert said in verdict.detail
 
 
+def test_what_a_server_says_can_be_stored() -> None:
+    with server({"reward": 1.0, "extracted_answer": chr(0xD800)}) as (url, _):
+        [verdict] = judged(f"gym=nemo_gym:{url}", "gym", "four")
+
+    assert verdict.reward == 1.0
+    assert verdict.detail.encode()
+
+
 def test_a_server_that_is_not_there_is_an_error() -> None:
     [verdict] = judged("rm=sglang:http://127.0.0.1:9", "rm", "b")
 
