@@ -6,7 +6,7 @@
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Protocol
 
 import aiohttp
@@ -30,7 +30,7 @@ class Speaks(Protocol):
     """How a kind of server is asked."""
 
     async def judge(self, line: "Line", question: Question, texts: Sequence[str]) -> list[Judgement]:
-        """One judgement per text. Raises Failed, OutOfTime."""
+        """One judgement per text, whatever happens."""
 
 
 class Line:
@@ -73,17 +73,26 @@ async def judgements(
 ) -> list[tuple[Judgement, float]]:
     """With the seconds that they took."""
     started = time.monotonic()
-    try:
-        judged = await speaks.judge(line, question, texts)
-    except OutOfTime as failure:
-        judged = [Judgement(Outcome.TIMEOUT, None, str(failure))] * len(texts)
-    except Failed as failure:
-        judged = [Judgement(Outcome.ERROR, None, str(failure)[:500])] * len(texts)
-    except (KeyError, TypeError, ValueError) as failure:
-        detail = f"{line.url} answered with something else: {type(failure).__name__}: {failure}"
-        judged = [Judgement(Outcome.ERROR, None, detail[:500])] * len(texts)
+    judged = await speaks.judge(line, question, texts)
     seconds = (time.monotonic() - started) / max(1, len(texts))
     return [(j._replace(detail=storable(j.detail)), seconds) for j in judged]
+
+
+async def one_by_one(line: Line, texts: Sequence[str], judge: Callable[[str], Awaitable[Judgement]]) -> list[Judgement]:
+    """A request for each text; what goes wrong with one is the outcome of that one."""
+
+    async def one(text: str) -> Judgement:
+        try:
+            return await judge(text)
+        except OutOfTime as failure:
+            return Judgement(Outcome.TIMEOUT, None, str(failure))
+        except Failed as failure:
+            return Judgement(Outcome.ERROR, None, str(failure)[:500])
+        except (KeyError, TypeError, ValueError) as failure:
+            detail = f"{line.url} answered with something else: {type(failure).__name__}: {failure}"
+            return Judgement(Outcome.ERROR, None, detail[:500])
+
+    return list(await asyncio.gather(*map(one, texts)))
 
 
 class NemoGym:
@@ -91,7 +100,7 @@ class NemoGym:
     (``nemo_gym/base_resources_server.py``)."""
 
     async def judge(self, line: Line, question: Question, texts: Sequence[str]) -> list[Judgement]:
-        return list(await asyncio.gather(*(self._one(line, question, text) for text in texts)))
+        return await one_by_one(line, texts, lambda text: self._one(line, question, text))
 
     async def _one(self, line: Line, question: Question, text: str) -> Judgement:
         said = {"type": "output_text", "text": text, "annotations": []}
@@ -121,6 +130,19 @@ class RewardModel:
         self._extra = extra
 
     async def judge(self, line: Line, question: Question, texts: Sequence[str]) -> list[Judgement]:
+        try:
+            return await self._together(line, question, texts)
+        except OutOfTime as failure:
+            return [Judgement(Outcome.TIMEOUT, None, str(failure))] * len(texts)
+        except (Failed, KeyError, TypeError, ValueError):
+            # One that the server cannot take must not cost the others their rewards.
+            return await one_by_one(line, texts, lambda text: self._alone(line, question, text))
+
+    async def _alone(self, line: Line, question: Question, text: str) -> Judgement:
+        [judgement] = await self._together(line, question, [text])
+        return judgement
+
+    async def _together(self, line: Line, question: Question, texts: Sequence[str]) -> list[Judgement]:
         options = RewardOptions.model_validate(question.options)
         body = {self._field: [question.prompt + text for text in texts]} | self._extra
         answer = await line.post(self._route, body)

@@ -170,7 +170,8 @@ def test_a_model_that_is_no_reward_model_is_refused(tmp_path: Path) -> None:
 
 @contextmanager
 def server(*answers: Any) -> Iterator[tuple[str, list[Any]]]:
-    """Answers requests in turn (the last answer again and again): a status, or JSON. Keeps what it was sent."""
+    """Answers requests in turn (the last answer again and again): a status, JSON, or a function of the request's body
+    that gives either. Keeps what it was sent."""
     sent: list[Any] = []
 
     class Handler(BaseHTTPRequestHandler):
@@ -178,6 +179,8 @@ def server(*answers: Any) -> Iterator[tuple[str, list[Any]]]:
             body = json.loads(self.rfile.read(int(self.headers["content-length"])))
             answer = answers[min(len(sent), len(answers) - 1)]
             sent.append((self.path, body))
+            if callable(answer):
+                answer = answer(body)
             self.send_response(answer if isinstance(answer, int) else 200)
             self.end_headers()
             self.wfile.write(b"" if isinstance(answer, int) else json.dumps(answer).encode())
@@ -231,6 +234,19 @@ def test_a_reward_server_is_asked_once_for_a_group(kind: str, route: str, asked:
 
     assert sent == [(route, asked)]
     assert [(v.reward, v.detail) for v in verdicts] == [(logistic(2.0), "2"), (logistic(-1.0), "-1")]
+
+
+@pytest.mark.parametrize("kind", ["sglang", "nemo_gym"])
+def test_a_completion_that_the_server_cannot_take_costs_its_own_verdict_only(kind: str) -> None:
+    def answer(body: Any) -> Any:
+        if "too long" in json.dumps(body):
+            return 400
+        return {"reward": 0.5} if kind == "nemo_gym" else [{"embedding": [0.0]} for _ in body["text"]]
+
+    with server(answer) as (url, _):
+        verdicts = judged(f"v={kind}:{url}", "v", "a", "too long", "b")
+
+    assert told(verdicts) == [(Outcome.SCORED, 0.5), (Outcome.ERROR, None), (Outcome.SCORED, 0.5)]
 
 
 def test_a_server_that_fails_once_is_asked_again() -> None:
