@@ -11,12 +11,14 @@ import json
 import multiprocessing
 import queue
 import signal
+import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
+from types import ModuleType
 
 from curation.records import Outcome, Verdict
 from service.stages import VerifierFailed, stage
@@ -51,7 +53,7 @@ class VerifierPool:
     def __init__(self, *, workers: int, limits: Limits) -> None:
         # Never a plain fork: this process has threads. The fork server has none.
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(PRELOADED))
+        context.set_forkserver_preload([*PRELOADED, *_imported_by_main()])
         self._workers = [_Worker(context, limits) for _ in range(workers)]
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for idle in self._workers:
@@ -188,6 +190,16 @@ class _Worker:
         theirs.close()
         self._checks = 0
         return process, ours
+
+
+def _imported_by_main() -> list[str]:
+    """A worker imports the program's main module when it starts, and with it whatever that imports: cheap, once the
+    fork server has it."""
+    things = vars(sys.modules["__main__"]).values()
+    names = {
+        thing.__name__ if isinstance(thing, ModuleType) else getattr(thing, "__module__", None) for thing in things
+    }
+    return sorted(name for name in names if isinstance(name, str) and name != "__main__")
 
 
 def _unscored(check: Check, outcome: Outcome, detail: str, started: float) -> Verdict:
