@@ -16,6 +16,7 @@ class Bench(StrEnum):
     SELECT = auto()
     ENGINE = auto()
     VERIFY = auto()
+    CODE = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -26,7 +27,7 @@ def bench(
     name: Bench,
     engine: Annotated[list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default.")] = None,
     engine_python: Annotated[Path | None, typer.Option(help="For engine: Python of its own environment.")] = None,
-    data: Annotated[Path | None, typer.Option(help="For verify: folder of labelled rollouts to agree with.")] = None,
+    data: Annotated[Path | None, typer.Option(help="For verify and code: folder of recorded rollouts.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -44,6 +45,12 @@ def bench(
             from benchmarks import verify
 
             figures = verify.run(data)
+        case Bench.CODE:
+            from benchmarks import code
+
+            if data is None:
+                raise typer.BadParameter("bench code needs --data, the folder with HumanEval and its samples")
+            figures = code.run(data)
     if as_json:
         print(json.dumps(document(name, figures)))
         return

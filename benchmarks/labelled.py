@@ -25,7 +25,7 @@ class Labelled:
 
 def gsm8k(data: Path) -> Iterator[Labelled]:
     """github.com/openai/grade-school-math: example_model_solutions.jsonl"""
-    for row in _rows(data / "rollouts_gsm8k_4x/example_model_solutions.jsonl.gz"):
+    for row in rows_of(data / "rollouts_gsm8k_4x/example_model_solutions.jsonl.gz"):
         reference = row["ground_truth"].rpartition("A: ")[2].strip()
         for value in row.values():
             if isinstance(value, dict):
@@ -34,14 +34,14 @@ def gsm8k(data: Path) -> Iterator[Labelled]:
 
 def qwen_math(data: Path) -> Iterator[Labelled]:
     """github.com/QwenLM/Qwen2.5-Math: evaluation/data/eval_rm_maj_example/math_cot_100.jsonl"""
-    for row in _rows(data / "rollouts_qwen_math_100x8/math_cot_100.jsonl.gz"):
+    for row in rows_of(data / "rollouts_qwen_math_100x8/math_cot_100.jsonl.gz"):
         for text, label in zip(row["code"], row["score"], strict=True):
             yield Labelled(_math(row["gt"]), text, float(label))
 
 
 def nemo_gym_math(data: Path) -> Iterator[Labelled]:
     """github.com/NVIDIA-NeMo/Gym: example_rollouts.jsonl of math_with_judge; its labels are from a judge, too"""
-    for row in _rows(data / "rollouts_nemo_gym_examples/math_with_judge.jsonl"):
+    for row in rows_of(data / "rollouts_nemo_gym_examples/math_with_judge.jsonl"):
         said = [
             part["text"] for item in row["response"]["output"] for part in item.get("content") or () if "text" in part
         ]
@@ -50,7 +50,7 @@ def nemo_gym_math(data: Path) -> Iterator[Labelled]:
 
 def nemo_gym_choices(data: Path) -> Iterator[Labelled]:
     """github.com/NVIDIA-NeMo/Gym: example_rollouts.jsonl of mcqa"""
-    for row in _rows(data / "rollouts_nemo_gym_examples/mcqa.jsonl"):
+    for row in rows_of(data / "rollouts_nemo_gym_examples/mcqa.jsonl"):
         said = [
             part["text"] for item in row["response"]["output"] for part in item.get("content") or () if "text" in part
         ]
@@ -60,7 +60,7 @@ def nemo_gym_choices(data: Path) -> Iterator[Labelled]:
 
 def cases(source: str, data: Path) -> Iterator[Labelled]:
     """Cases of other projects' own tests of their mathematical verifiers, under the settings of each case."""
-    for row in _rows(data / "verifier_cases/triples.jsonl"):
+    for row in rows_of(data / "verifier_cases/triples.jsonl"):
         settings = row["params"]
         forms = settings.get("match_types", FORMS)
         if row["source"] != source or "slow" in settings or not FORMS.issuperset(forms):
@@ -97,7 +97,7 @@ def _math(reference: str) -> Prompt:
     return Prompt("p", "?", str(reference), "math")
 
 
-def _rows(path: Path) -> Iterator[dict[str, Any]]:
+def rows_of(path: Path) -> Iterator[dict[str, Any]]:
     if not path.exists():
         return
     with (gzip.open if path.suffix == ".gz" else open)(path, "rt") as lines:
