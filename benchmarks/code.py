@@ -20,8 +20,8 @@ LIMITS = Limits(wall_seconds=60.0, cpu_seconds=5.0, memory_bytes=2 << 30)
 
 
 def run(data: Path) -> dict[str, Figure]:
-    """`canonical`: right ones of the solutions that come with the problems. `pass_at_k`: unbiased, over all samples; one
-    without a verdict counts as not passed here. `milliseconds`: wall clock per sample, on all cores."""
+    """`canonical`: right ones of the solutions that come with the problems. `pass_at_k`: unbiased, over all samples,
+    where one without a verdict counts as not passed. `milliseconds`: wall clock per sample, on all cores."""
     tests = {row["task_id"]: row for row in rows_of(data / "humaneval/HumanEval.jsonl.gz")}
     codegen = data / "rollouts_humaneval_codegen16b_x100"
     samples = {row["prompt"]: row["samples"] for row in rows_of(codegen / "samples.jsonl.gz")}
