@@ -9,11 +9,8 @@ from statistics import fmean
 
 from benchmarks.labelled import rows_of
 from benchmarks.report import Figure, spread
-from benchmarks.verify import WORKERS
-from curation.records import Outcome, Prompt, Verdict
-from service.verifiers.catalogue import Catalogue
-from service.verifiers.panel import Panel
-from service.verifiers.pool import VerifierPool
+from benchmarks.verify import judge_all
+from curation.records import Outcome, Prompt
 from service.verifiers.worker import Limits
 
 LIMITS = Limits(wall_seconds=60.0, cpu_seconds=5.0, memory_bytes=2 << 30)
@@ -27,12 +24,12 @@ def run(data: Path) -> dict[str, Figure]:
     samples = {row["prompt"]: row["samples"] for row in rows_of(codegen / "samples.jsonl.gz")}
     problems = list(rows_of(codegen / "problems.jsonl"))
 
-    canonical, _ = asyncio.run(
-        _judge([(_prompt(row["prompt"], row), [row["canonical_solution"]]) for row in tests.values()])
-    )
-    sampled, seconds = asyncio.run(
-        _judge([(_prompt(row["prompt"], tests[row["task_id"]]), samples[row["prompt"]]) for row in problems])
-    )
+    solutions = [(_prompt(row["prompt"], row), [row["canonical_solution"]]) for row in tests.values()]
+    canonical = asyncio.run(judge_all(solutions, LIMITS))
+    groups = [(_prompt(row["prompt"], tests[row["task_id"]]), samples[row["prompt"]]) for row in problems]
+    started = time.perf_counter()
+    sampled = asyncio.run(judge_all(groups, LIMITS))
+    seconds = time.perf_counter() - started
     flat = [verdict for group in sampled for verdict in group]
     right = [(len(group), sum(v.reward == 1.0 for v in group)) for group in sampled]
     return {
@@ -49,16 +46,6 @@ def run(data: Path) -> dict[str, Figure]:
 
 def _prompt(text: str, problem: dict[str, str]) -> Prompt:
     return Prompt("p", text, "", "code", {"entry_point": problem["entry_point"], "test": problem["test"]})
-
-
-async def _judge(groups: list[tuple[Prompt, list[str]]]) -> tuple[list[list[Verdict]], float]:
-    panel = Panel(Catalogue(), VerifierPool(workers=WORKERS, limits=LIMITS))
-    started = time.perf_counter()
-    try:
-        verdicts = await asyncio.gather(*(panel.verify(prompt, texts) for prompt, texts in groups))
-    finally:
-        await panel.close()
-    return verdicts, time.perf_counter() - started
 
 
 def _pass_at(k: int, n: int, right: int) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.labelled import SETS, Labelled
+from benchmarks.labelled import SETS
 from benchmarks.report import Figure, spread
 from curation.records import Outcome, Prompt, Verdict
 from service.verifiers.catalogue import Catalogue
@@ -176,19 +176,18 @@ def _agreement(data: Path) -> dict[str, Figure]:
     figures = {}
     for name, read in SETS.items():
         if labelled := list(read(data)):
-            verdicts = asyncio.run(_judge_all(labelled))
+            verdicts = asyncio.run(judge_all([(one.prompt, [one.text]) for one in labelled], LIMITS))
             same = [
                 verdict.reward is not None and (verdict.reward > 0.5) == (one.label > 0.5)
-                for one, verdict in zip(labelled, verdicts, strict=True)
+                for one, [verdict] in zip(labelled, verdicts, strict=True)
             ]
             figures[f"agreement_{name}"] = spread([sum(same) / len(same)], f"of {len(same)}")
     return figures
 
 
-async def _judge_all(labelled: list[Labelled]) -> list[Verdict]:
-    panel = Panel(Catalogue(), VerifierPool(workers=WORKERS, limits=LIMITS))
+async def judge_all(groups: list[tuple[Prompt, list[str]]], limits: Limits) -> list[list[Verdict]]:
+    panel = Panel(Catalogue(), VerifierPool(workers=WORKERS, limits=limits))
     try:
-        each = await asyncio.gather(*(panel.verify(one.prompt, [one.text]) for one in labelled))
+        return await asyncio.gather(*(panel.verify(prompt, texts) for prompt, texts in groups))
     finally:
         await panel.close()
-    return [verdict for [verdict] in each]
