@@ -67,6 +67,8 @@ def _extract(options: MathOptions, text: str) -> tuple[Extraction, list[Any]]:
 def _is_equal(gold: list[Any], answer: list[Any], options: MathOptions) -> bool:
     if gold[-1] == answer[-1] or _verified(gold, answer, options):  # some things, 12:00 say, equal only as text
         return True
+    if options.tolerance is None and not options.percent:
+        return False
     number, said = _real(gold[0]), _real(answer[0])
     if number is None or said is None:
         return False
