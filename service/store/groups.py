@@ -214,14 +214,19 @@ from visits v left join judged_groups g using (run, prompt_id, visit)
 where v.run = ? group by v.epoch order by v.epoch
 """
 
-CURATION = """
+MEMBERS = """
+list({text: text, token_ids: token_ids, logprobs: logprobs, finish_reason: finish_reason,
+     weight_versions: weight_versions, outcome: outcome, reward: reward,
+     verifier: verifier, detail: detail} order by idx)
+"""
+"""The rollouts of a group as one value: what `group_of` takes."""
+
+CURATION = f"""
 select g.group_id, g.run, g.visit, g.policy_version, g.temperature,
        p.prompt_id, p.text, p.reference, p.verifier, p.metadata, r.rollouts, s.verdicts
 from groups g
 join prompts p using (prompt_id)
-join (select group_id, list({text: text, token_ids: token_ids, logprobs: logprobs, finish_reason: finish_reason,
-                             weight_versions: weight_versions, outcome: outcome, reward: reward,
-                             verifier: verifier, detail: detail} order by idx) as rollouts
+join (select group_id, {MEMBERS} as rollouts
       from rollouts where text is not null group by group_id) r using (group_id)
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
@@ -312,12 +317,19 @@ def _rollout_row(group_id: str, idx: int, rollout: Rollout, recorded: float | No
         "weight_versions": [
             {"version": span.version, "start": span.start, "end": span.end} for span in completion.weight_versions
         ],
+        "recorded_reward": recorded,
+        **verdict_row(verdict),
+        **({} if keep_text else {"detail": ""}),
+    }
+
+
+def verdict_row(verdict: Verdict) -> Row:
+    return {
         "outcome": verdict.outcome.value,
         "reward": verdict.reward,
         "verifier": verdict.verifier,
         "elapsed": verdict.elapsed,
-        "detail": verdict.detail[:1000] if keep_text else "",
-        "recorded_reward": recorded,
+        "detail": verdict.detail[:1000],
     }
 
 

@@ -7,11 +7,10 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
-from curation.records import Group, Outcome, Verdict
+from curation.records import Group, Outcome
 from service.store.duck import Duck, Row, Transaction
-from service.store.groups import group_of, outcomes_of
+from service.store.groups import MEMBERS, group_of, outcomes_of, verdict_row
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,22 +85,12 @@ def _add(tx: Transaction, job: str, judged: Sequence[Group], now: datetime) -> N
                 "kind": group.kind.value,
                 "rewards": list(group.rewards_G),
                 "outcomes": outcomes_of(group),
-                "verdicts": [_verdict_row(rollout.verdict) for rollout in group.rollouts_G],
+                "verdicts": [verdict_row(rollout.verdict) for rollout in group.rollouts_G],
                 "stored_at": now,
             }
             for group in judged
         ],
     )
-
-
-def _verdict_row(verdict: Verdict) -> dict[str, Any]:
-    return {
-        "outcome": verdict.outcome.value,
-        "reward": verdict.reward,
-        "verifier": verdict.verifier,
-        "elapsed": verdict.elapsed,
-        "detail": verdict.detail[:1000],
-    }
 
 
 TO_RESCORE = """
@@ -116,14 +105,12 @@ having $verifier is null or coalesce(any_value(g.verdicts)[1].verifier, min_by(r
 order by g.seq
 """
 
-GROUPS = """
+GROUPS = f"""
 select g.group_id, g.run, g.visit, g.policy_version, s.verdicts,
        p.prompt_id, p.text, p.reference, p.verifier, p.metadata, r.rollouts
 from groups g
 join prompts p using (prompt_id)
-join (select group_id, list({text: text, token_ids: token_ids, logprobs: logprobs, finish_reason: finish_reason,
-                             weight_versions: weight_versions, outcome: outcome, reward: reward,
-                             verifier: verifier, detail: detail} order by idx) as rollouts
+join (select group_id, {MEMBERS} as rollouts
       from rollouts where list_contains($ids, group_id) group by group_id) r using (group_id)
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where list_contains($ids, group_id) and (job = $job) = $by_job group by group_id) s using (group_id)

@@ -106,15 +106,21 @@ def test_what_has_no_text_any_more_is_counted(open_service: OpenService) -> None
     assert (report["groups"], report["without_text"]) == (1, 1)
 
 
+SLOW = (parse_declared("slow=function:tests.service.rules_for_tests:slow_style"),)
+
+
+def slow_rescore(client: TestClient) -> dict[str, Any]:
+    """The job, just begun, of a run with 150 groups."""
+    imported(client, [ROWS[1] | {"prompt": f"{i} + 2 =", "reference": str(i + 2)} for i in range(150)])
+    return dict(client.post("/v1/runs/old/rescore", json={"verifier": "slow"}).json())
+
+
 def test_an_interrupted_rescore_goes_on_and_judges_no_group_twice(open_service: OpenService) -> None:
-    slow = (parse_declared("slow=function:tests.service.rules_for_tests:slow_style"),)
-    rows = [ROWS[1] | {"prompt": f"{i} + 2 =", "reference": str(i + 2)} for i in range(150)]
-    with open_service(verifier=slow) as client:
-        imported(client, rows)
-        job = client.post("/v1/runs/old/rescore", json={"verifier": "slow"}).json()
+    with open_service(verifier=SLOW) as client:
+        job = slow_rescore(client)
         while not client.get(f"/v1/jobs/{job['id']}").json()["progress"].get("groups", {}).get("done"):
             time.sleep(0.01)
-    with open_service(verifier=slow) as client:
+    with open_service(verifier=SLOW) as client:
         assert client.get(f"/v1/jobs/{job['id']}").json()["state"] in {"queued", "running"}
         report = finish(client, job)["result"]
         groups = [
@@ -126,11 +132,8 @@ def test_an_interrupted_rescore_goes_on_and_judges_no_group_twice(open_service: 
 
 
 def test_a_rescore_can_be_cancelled(open_service: OpenService) -> None:
-    slow = (parse_declared("slow=function:tests.service.rules_for_tests:slow_style"),)
-    rows = [ROWS[1] | {"prompt": f"{i} + 2 =", "reference": str(i + 2)} for i in range(150)]
-    with open_service(verifier=slow) as client:
-        imported(client, rows)
-        job = client.post("/v1/runs/old/rescore", json={"verifier": "slow"}).json()
+    with open_service(verifier=SLOW) as client:
+        job = slow_rescore(client)
         client.delete(f"/v1/jobs/{job['id']}")
         job = finish(client, job)
 

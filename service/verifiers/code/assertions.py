@@ -17,8 +17,7 @@ TESTS_LIMITS = BoxLimits(cpu_seconds=3600)
 def by_assertions(
     sandbox: Sandbox, program: str, question: Question, tests: Tests, *, partial: bool, deadline: float
 ) -> Score:
-    box = sandbox.start(boxed_source(), ["program"])
-    try:
+    with sandbox.start(boxed_source(), ["program"]) as box:
         refused = begin(box, program, deadline)
         if refused:
             return Score(0, 1, refused)
@@ -28,8 +27,6 @@ def by_assertions(
         except BaseException:
             _TESTS.end()
             raise
-    finally:
-        box.end()
 
 
 def _relay(box: Box, judge_box: Box, task: dict[str, Any], deadline: float) -> Score:

@@ -4,7 +4,7 @@ import json
 from typing import Any
 
 from service.verifiers.code.boxed import packed, unpacked
-from service.verifiers.code.exchange import begin, boxed_source, exchange, status_of
+from service.verifiers.code.exchange import begin, boxed_source, exchange, raised_in, status_of
 from service.verifiers.code.sandbox import Sandbox
 from service.verifiers.code.tests import Score, Tests
 
@@ -25,12 +25,9 @@ def by_examples(sandbox: Sandbox, program: str, tests: Tests, *, partial: bool, 
 
 
 def _stdin_example(sandbox: Sandbox, program: str, tests: Tests, given: Any, expected: Any, deadline: float) -> str:
-    box = sandbox.start(program)
-    try:
+    with sandbox.start(program) as box:
         said = box.rest(_text(given).encode(), deadline)
         status = status_of(box)
-    finally:
-        box.end()
     if status != 0:
         return f"exit status {status}"
     written = said.decode(errors="replace")
@@ -49,18 +46,15 @@ def _lines(text: str) -> list[str]:
 def _call_example(sandbox: Sandbox, program: str, tests: Tests, given: Any, expected: Any, deadline: float) -> str:
     name = tests.fn_name or ""
     source = f"{program}\n" + (f"{name} = Solution().{name}\n" if "class Solution" in program else "")
-    box = sandbox.start(boxed_source(), ["program"])
-    try:
+    with sandbox.start(boxed_source(), ["program"]) as box:
         refused = begin(box, source, deadline)
         if refused:
             return refused
         args = given if isinstance(given, list) else [given]
         call = {"call": name, "args": packed(tuple(args)), "kwargs": packed({})}
         answer = exchange(box, json.dumps(call).encode(), deadline)
-    finally:
-        box.end()
-    if "raised" in answer:
-        return f"{answer['raised']}: {answer.get('said', '')}"
+    if raised := raised_in(answer):
+        return raised
     try:
         value = _as_json(unpacked(answer["value"]))
     except (ValueError, TypeError, RecursionError):

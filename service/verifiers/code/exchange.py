@@ -24,8 +24,12 @@ def boxed_source() -> str:
 
 def begin(box: Box, program: str, deadline: float) -> str:
     """Hands the program over; what went wrong if it did not even start."""
-    said = exchange(box, json.dumps(program).encode(), deadline)
-    return f"{said['raised']}: {said.get('said', '')}" if "raised" in said else ""
+    return raised_in(exchange(box, json.dumps(program).encode(), deadline))
+
+
+def raised_in(answer: dict[str, Any]) -> str:
+    """The exception that an answer tells of, in words; empty without one."""
+    return f"{answer['raised']}: {answer.get('said', '')}" if "raised" in answer else ""
 
 
 def exchange(box: Box, line: bytes, deadline: float) -> dict[str, Any]:
