@@ -22,13 +22,18 @@ serve: .venv/ready
 	$(BIN)/refinery serve
 
 # vLLM and SGLang for machines without a GPU, each in an environment of its own.
-engines: .engines/vllm/ready .engines/sglang/ready
+engines: .engines/vllm/ready .engines/sglang/ready .engines/verifiers-classic/ready
 
 .engines/%/ready: docker/engines/%-cpu/requirements.txt
 	$(PYTHON) -m venv .engines/$*
 	.engines/$*/bin/pip install --quiet --no-deps --requirement $<
 	find docker/engines/$*-cpu \( -name '*.py' -o -name '*.pth' \) -exec \
 	  cp {} "$$(.engines/$*/bin/python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')" \;
+	touch $@
+
+# Only for the tests.
+.engines/verifiers-classic/ready: tests/environments/classic.txt
+	$(PYTHON) -m pip install --quiet --no-deps --target $(@D) --requirement $<
 	touch $@
 
 .venv/ready: pyproject.toml constraints.txt

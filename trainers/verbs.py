@@ -66,6 +66,27 @@ def add_prompts(
         _show(refinery.add_prompts(rows, prompt_set), as_json)
 
 
+@prompts.command("from-environment")
+def prompts_from_environment(
+    environment: Annotated[str, typer.Argument(help="Id of a single-turn environment of the verifiers library.")],
+    verifier: Annotated[str, typer.Option(help="Name under which the service was told of it.")],
+    prompt_set: Annotated[str, typer.Option("--set", help="Name of the prompt set.")] = "default",
+    take: Annotated[int | None, typer.Option(min=1, help="How many; all by default.")] = None,
+    arguments: Annotated[str, typer.Option(help="What it is loaded with, as JSON.")] = "{}",
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Adds the prompts of an environment to a set. Its package must be installed here."""
+    from trainers.environments import prompts_of
+
+    try:
+        rows = list(prompts_of(environment, verifier=verifier, take=take, arguments=json.loads(arguments)))
+    except Exception as error:  # noqa: BLE001 - somebody's package
+        sys.exit(f"refinery: environment {environment}: {type(error).__name__}: {error}")
+    with service_at(service) as refinery:
+        _show(refinery.add_prompts(rows, prompt_set), as_json)
+
+
 def rollouts(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     groups: Annotated[int | None, typer.Option(help="Informative groups wanted.")] = None,

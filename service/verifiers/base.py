@@ -30,8 +30,6 @@ class Question:
     metadata: dict[str, Any] = field(default_factory=dict)
     options: dict[str, Any] = field(default_factory=dict)
     """Of the verifier, checked against its options model; those left out have their defaults."""
-    operator: dict[str, Any] = field(default_factory=dict)
-    """What the operator chose about the verifier."""
 
 
 class Judgement(NamedTuple):
@@ -54,6 +52,11 @@ class OutOfTime(Exception):
 
 Rule = Callable[[Question, str], tuple[float, str]]
 """(reward in 0..1, the answer that was compared). May raise the exceptions above and anything else."""
+
+
+def dialogue(prompt: str, text: str) -> list[dict[str, str]]:
+    """A prompt and its completion as messages."""
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
 
 
 def storable(detail: str) -> str:

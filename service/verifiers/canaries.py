@@ -10,7 +10,7 @@ import asyncio
 import logging
 from collections import Counter
 
-from curation.records import Outcome, Prompt, Verdict
+from curation.records import Outcome, Prompt
 from service.stages import VerifierFailed
 from service.verifiers.catalogue import Canary
 from service.verifiers.panel import Panel
@@ -45,13 +45,11 @@ async def _trial(panel: Panel, name: str, canary: Canary) -> tuple[str, bool]:
         verdicts = await panel.try_out(prompt, [canary.right, canary.wrong])
     except VerifierFailed as failure:
         return str(failure), True
-    for verdict, expected, text in zip(verdicts, (1.0, 0.0), (canary.right, canary.wrong), strict=True):
-        if verdict.outcome in (Outcome.TIMEOUT, Outcome.ERROR):
-            return f"{verdict.outcome} for {text!r}: {verdict.detail}", True
-        if verdict.reward != expected:
-            return f"{_told(verdict)} for {text!r}, which is worth {expected:g}", False
+    for verdict, text in zip(verdicts, (canary.right, canary.wrong), strict=True):
+        if verdict.reward is None:
+            misses = verdict.outcome in (Outcome.TIMEOUT, Outcome.ERROR)
+            return f"{verdict.outcome} for {text!r}: {verdict.detail}", misses
+    right, wrong = (verdict.reward or 0.0 for verdict in verdicts)
+    if right <= wrong:
+        return f"{right:g} for {canary.right!r}, which is right, and {wrong:g} for {canary.wrong!r}", False
     return "", False
-
-
-def _told(verdict: Verdict) -> str:
-    return verdict.outcome.value if verdict.reward is None else f"{verdict.reward:g}"

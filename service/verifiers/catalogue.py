@@ -5,12 +5,13 @@ packages offer as entry points, and those that the operator declares.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib.metadata import entry_points
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
+from curation.choice import Choice, Metadata
 from curation.records import Prompt
 from service.verifiers import names
 from service.verifiers.base import Options, Question
@@ -28,15 +29,14 @@ class ChoiceOptions(Options):
     """The options that there are."""
 
 
-@dataclass(frozen=True, slots=True)
-class Canary:
-    """A question with a completion that is right, worth 1, and one that is wrong, worth 0."""
+class Canary(Choice):
+    """A question with a completion that is right and one that is wrong: whoever sees gives the right one more."""
 
     right: str
     wrong: str
     reference: str = ""
     prompt: str = ""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +48,9 @@ class Local:
     revision: int = 1
     """Raised when the rule may judge differently than before."""
     options: type[Options] = Options
-    operator: Mapping[str, Any] = field(default_factory=dict)
-    """What the operator chose: handed to the rule, but no part of the name."""
+    operator: Mapping[str, Any] | None = None
+    """What the operator chose, no part of the name: then `rule` is a function that makes the rule from these keyword
+    arguments. That may take long and counts against no check."""
     is_model: bool = False
     """Whether it needs a worker of its own, with no limit of memory and a slow start."""
     canary: Canary | None = None
@@ -65,6 +66,8 @@ class Remote:
     speaks: Speaks
     revision: int = 1
     options: type[Options] = Options
+    canary: Canary | None = None
+    """As of a local one."""
 
 
 Verifier = Local | Remote
@@ -74,25 +77,37 @@ BUILT_IN: Mapping[str, Local] = {
         "service.verifiers.math_rule:judge",
         2,
         MathOptions,
-        canary=Canary(r"so it is \boxed{\frac{3}{4}}", r"so it is \boxed{\frac{4}{3}}", "0.75"),
+        canary=Canary(right=r"so it is \boxed{\frac{3}{4}}", wrong=r"so it is \boxed{\frac{4}{3}}", reference="0.75"),
     ),
-    "exact": Local("service.verifiers.text_rules:exact", canary=Canary("forty two", "forty three", "forty two")),
-    "numeric": Local("service.verifiers.text_rules:numeric", canary=Canary("1,200.0", "1201", "1200")),
-    "choice": Local("service.verifiers.text_rules:choice", 1, ChoiceOptions, canary=Canary("(B)", "(C)", "B")),
+    "exact": Local(
+        "service.verifiers.text_rules:exact",
+        canary=Canary(right="forty two", wrong="forty three", reference="forty two"),
+    ),
+    "numeric": Local(
+        "service.verifiers.text_rules:numeric", canary=Canary(right="1,200.0", wrong="1201", reference="1200")
+    ),
+    "choice": Local(
+        "service.verifiers.text_rules:choice",
+        options=ChoiceOptions,
+        canary=Canary(right="(B)", wrong="(C)", reference="B"),
+    ),
     "reasoning_gym": Local(
         "service.verifiers.gym_rule:judge",
         canary=Canary(
-            "141",
-            "142",
+            right="141",
+            wrong="142",
             metadata={"task": "chain_sum", "entry": {"question": "361 - 220 =", "answer": "141", "metadata": {}}},
         ),
     ),
     "code": Local(
-        "service.verifiers.code.rule:judge",
+        "service.verifiers.code.rule:judging",
         1,
         CodeOptions,
+        operator={},
         canary=Canary(
-            "def f(x):\n    return 2 * x", "def f(x):\n    return x", metadata={"test_list": ["assert f(2) == 4"]}
+            right="def f(x):\n    return 2 * x",
+            wrong="def f(x):\n    return x",
+            metadata={"test_list": ["assert f(2) == 4"]},
         ),
     ),
 }
@@ -123,8 +138,7 @@ class Catalogue:
         return names.joined((term.weight, self._label(term)) for term in names.parse(name))
 
     def canary(self, verifier: str) -> Canary | None:
-        found = self._verifiers[verifier]
-        return found.canary if isinstance(found, Local) else None
+        return self._verifiers[verifier].canary
 
     def checks(self, prompt: Prompt) -> list[WeightedCheck]:
         """What to do with this prompt's completions. Raises ValueError as `spelled` does."""
@@ -136,9 +150,9 @@ class Catalogue:
     def _check(self, term: names.Term, prompt: Prompt) -> Check:
         verifier, options = self._verifier(term), self._options(term)
         chosen = options.model_dump(mode="json", exclude_defaults=True)
-        rule, operator = (verifier.rule, dict(verifier.operator)) if isinstance(verifier, Local) else ("", {})
-        question = Question(prompt.text, prompt.reference, prompt.metadata, chosen, operator)
-        return Check(self._label(term), rule, question, options.wall_seconds)
+        rule, operator = (verifier.rule, verifier.operator) if isinstance(verifier, Local) else ("", None)
+        question = Question(prompt.text, prompt.reference, prompt.metadata, chosen)
+        return Check(self._label(term), rule, question, options.wall_seconds, operator)
 
     def _label(self, term: names.Term) -> str:
         return _spelled(f"{term.verifier}@{self._verifier(term).revision}", self._options(term))

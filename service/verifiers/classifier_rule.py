@@ -1,34 +1,40 @@
 """A reward model in the worker process itself: a transformers sequence classifier with one label."""
 
-from functools import lru_cache
 from typing import Any
 
-from service.verifiers.base import Question
-from service.verifiers.rewards import RewardOptions, rewarded
+from service.verifiers.base import Question, Rule, dialogue
+from service.verifiers.rewards import ChatRewardOptions, rewarded
 
 
-def judge(question: Question, text: str) -> tuple[float, str]:
-    """The operator's `model` is a checkpoint folder or Hub id."""
-    options = RewardOptions.model_validate(question.options)
-    judgement = rewarded(_score(question.operator["model"], question.prompt + text), text, options)
-    if judgement.reward is None:
-        raise ValueError(judgement.detail)
-    return judgement.reward, judgement.detail
-
-
-def _score(source: str, text: str) -> float:
+def judging(model: str) -> Rule:
+    """`model` is a checkpoint folder or Hub id."""
     import torch
 
-    tokenizer, model = _loaded(source)
-    inputs = tokenizer(text, return_tensors="pt")
-    longest = model.config.max_position_embeddings
-    if inputs.input_ids.shape[1] > longest:
-        raise ValueError(f"{inputs.input_ids.shape[1]} tokens are more than the {longest} that the reward model reads")
-    with torch.inference_mode():
-        return float(model(**inputs).logits[0, 0])
+    tokenizer, classifier = _loaded(model)
+    longest = classifier.config.max_position_embeddings
+
+    def judge(question: Question, text: str) -> tuple[float, str]:
+        options = ChatRewardOptions.model_validate(question.options)
+        inputs = _inputs(tokenizer, question.prompt, text, chat=options.chat)
+        tokens = inputs["input_ids"].shape[1]
+        if tokens > longest:
+            raise ValueError(f"{tokens} tokens are more than the {longest} that the reward model reads")
+        with torch.inference_mode():
+            score = float(classifier(**inputs).logits[0, 0])
+        judgement = rewarded(score, text, options)
+        if judgement.reward is None:
+            raise ValueError(judgement.detail)
+        return judgement.reward, judgement.detail
+
+    return judge
 
 
-@lru_cache(maxsize=1)
+def _inputs(tokenizer: Any, prompt: str, text: str, *, chat: bool) -> Any:
+    if chat:
+        return tokenizer.apply_chat_template(dialogue(prompt, text), return_tensors="pt", return_dict=True)
+    return tokenizer(prompt + text, return_tensors="pt")
+
+
 def _loaded(source: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

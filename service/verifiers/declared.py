@@ -6,15 +6,17 @@ Only the operator can: a target is code to import or an address to send completi
 import re
 from collections.abc import Iterable
 from enum import StrEnum, auto
+from typing import Any, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from curation.choice import Choice
+from curation.choice import Choice, Metadata
 from service.verifiers import names
-from service.verifiers.catalogue import Local, Remote, Verifier
+from service.verifiers.base import Options
+from service.verifiers.catalogue import Canary, Local, Remote, Verifier
 from service.verifiers.function_rule import FunctionOptions
 from service.verifiers.remote import SPEAKS
-from service.verifiers.rewards import RewardOptions
+from service.verifiers.rewards import ChatRewardOptions, RangeOptions, RewardOptions
 
 
 class DeclaredKind(StrEnum):
@@ -27,8 +29,12 @@ class DeclaredKind(StrEnum):
     VLLM_POOLING = auto()
     SGLANG = auto()
     """A reward model on an SGLang server: its URL."""
+    VLLM_SCORE = auto()
+    """A cross-encoder on a vLLM server, which reads prompt and completion as a pair; asked by ``/score``."""
     NEMO_GYM = auto()
     """A NeMo Gym resource server: its URL."""
+    ENVIRONMENT = auto()
+    """A single-turn environment of the `verifiers` library: its id. The package must be installed."""
 
 
 class Declared(Choice):
@@ -37,29 +43,39 @@ class Declared(Choice):
     target: str = Field(min_length=1)
     revision: int = Field(1, ge=1)
     """Raise it when the same target judges differently than before."""
+    arguments: Metadata = Field(default_factory=dict)
+    """What an environment is loaded with."""
+    canary: Canary | None = None
+    """Lets it be watched as the built-in verifiers are, and questions be tried when they are added."""
+
+    @model_validator(mode="after")
+    def _arguments_go_with_an_environment(self) -> Self:
+        if self.arguments and self.kind is not DeclaredKind.ENVIRONMENT:
+            raise ValueError(f"only an environment takes arguments, and {self.name} is a {self.kind}")
+        return self
 
     @property
     def verifier(self) -> Verifier:
         match self.kind:
             case DeclaredKind.FUNCTION:
-                return Local(
-                    "service.verifiers.function_rule:judge",
-                    self.revision,
-                    FunctionOptions,
-                    {"function": self.target},
-                )
+                return self._local("function_rule", FunctionOptions, function=self.target)
+            case DeclaredKind.ENVIRONMENT:
+                return self._local("environment_rule", RangeOptions, environment=self.target, **self.arguments)
             case DeclaredKind.CLASSIFIER:
-                return Local(
-                    "service.verifiers.classifier_rule:judge",
-                    self.revision,
-                    RewardOptions,
-                    {"model": self.target},
-                    is_model=True,
-                )
+                return self._local("classifier_rule", ChatRewardOptions, is_model=True, model=self.target)
+            case DeclaredKind.VLLM_CLASSIFY | DeclaredKind.VLLM_POOLING:
+                return self._remote(ChatRewardOptions)
+            case DeclaredKind.VLLM_SCORE | DeclaredKind.SGLANG:
+                return self._remote(RewardOptions)
             case DeclaredKind.NEMO_GYM:
-                return Remote(self.target, SPEAKS[self.kind], self.revision)
-            case _:
-                return Remote(self.target, SPEAKS[self.kind], self.revision, RewardOptions)
+                return self._remote(Options)
+
+    def _local(self, rule: str, options: type[Options], *, is_model: bool = False, **operator: Any) -> Local:
+        path = f"service.verifiers.{rule}:judging"
+        return Local(path, self.revision, options, operator, is_model=is_model, canary=self.canary)
+
+    def _remote(self, options: type[Options]) -> Remote:
+        return Remote(self.target, SPEAKS[self.kind], self.revision, options, self.canary)
 
 
 def parse_declared(text: str) -> Declared:

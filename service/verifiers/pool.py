@@ -13,12 +13,13 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from types import ModuleType
+from typing import Any
 
 from curation.records import Outcome, Verdict
 from service.stages import VerifierFailed, stage
@@ -45,6 +46,8 @@ class Check:
     question: Question
     wall_seconds: float | None = None
     """Where a rule needs more than the pool gives."""
+    operator: Mapping[str, Any] | None = None
+    """With it, the function at `rule` makes the rule from it."""
 
 
 class VerifierPool:
@@ -147,7 +150,8 @@ class _Worker:
     def _hand_over(self, check: Check, texts: list[str]) -> Connection:
         """Returns once the worker has begun with the first text."""
         _, connection = self._child = self._child or self._start()
-        message = {"rule": check.rule, "question": asdict(check.question), "texts": texts}
+        rule = {"path": check.rule, "operator": None if check.operator is None else json.dumps(dict(check.operator))}
+        message = {"rule": rule, "question": asdict(check.question), "texts": texts}
         try:
             connection.send_bytes(json.dumps(message).encode())
             if not connection.poll(STARTUP_SECONDS):

@@ -12,8 +12,8 @@ from typing import Any, Protocol
 import aiohttp
 
 from curation.records import Outcome
-from service.verifiers.base import Judgement, OutOfTime, Question, storable
-from service.verifiers.rewards import RewardOptions, rewarded, scored
+from service.verifiers.base import Judgement, OutOfTime, Question, dialogue, storable
+from service.verifiers.rewards import ChatRewardOptions, rewarded, scored
 
 AT_ONCE = 64
 """Requests to one server."""
@@ -124,12 +124,15 @@ class NemoGym:
 class RewardModel:
     """A reward model on a server, asked for its raw score of prompt and completion together."""
 
-    def __init__(self, route: str, field: str, **extra: Any) -> None:
+    def __init__(self, route: str, asked: Callable[[str, Sequence[str]], dict[str, Any]], **extra: Any) -> None:
+        """`asked` is the part of the request's body that holds a prompt and its completions."""
         self._route = route
-        self._field = field
+        self._asked = asked
         self._extra = extra
 
     async def judge(self, line: Line, question: Question, texts: Sequence[str]) -> list[Judgement]:
+        if question.options.get("chat"):  # a request takes one conversation
+            return await one_by_one(line, texts, lambda text: self._alone(line, question, text))
         try:
             return await self._together(line, question, texts)
         except OutOfTime as failure:
@@ -143,26 +146,38 @@ class RewardModel:
         return judgement
 
     async def _together(self, line: Line, question: Question, texts: Sequence[str]) -> list[Judgement]:
-        options = RewardOptions.model_validate(question.options)
-        body = {self._field: [question.prompt + text for text in texts]} | self._extra
-        answer = await line.post(self._route, body)
+        options = ChatRewardOptions.model_validate(question.options)
+        if options.chat:
+            asked: dict[str, Any] = {"messages": dialogue(question.prompt, *texts)}
+        else:
+            asked = self._asked(question.prompt, texts)
+        answer = await line.post(self._route, asked | self._extra)
         entries = answer["data"] if isinstance(answer, dict) else answer
         if len(entries) != len(texts):
             raise Failed(f"{line.url} gave {len(entries)} scores for {len(texts)} completions")
         return [rewarded(_score(entry), text, options) for entry, text in zip(entries, texts, strict=True)]
 
 
+def _joined(field: str) -> Callable[[str, Sequence[str]], dict[str, Any]]:
+    return lambda prompt, texts: {field: [prompt + text for text in texts]}
+
+
+def _paired(prompt: str, texts: Sequence[str]) -> dict[str, Any]:
+    return {"text_1": prompt, "text_2": list(texts)}
+
+
 SPEAKS: dict[str, Speaks] = {
     "nemo_gym": NemoGym(),
-    "vllm_classify": RewardModel("/classify", "input", use_activation=False),
-    "vllm_pooling": RewardModel("/pooling", "input", task="classify", use_activation=False),
-    "sglang": RewardModel("/classify", "text"),
+    "vllm_classify": RewardModel("/classify", _joined("input"), use_activation=False),
+    "vllm_pooling": RewardModel("/pooling", _joined("input"), task="classify", use_activation=False),
+    "vllm_score": RewardModel("/score", _paired, use_activation=False),
+    "sglang": RewardModel("/classify", _joined("text")),
 }
 
 
 def _score(entry: Any) -> float:
     """The one number that the server gives for a text, under whichever name. Raises ValueError for several."""
-    [value] = [entry[key] for key in ("data", "probs", "embedding") if key in entry]
+    [value] = [entry[key] for key in ("data", "probs", "embedding", "score") if key in entry]
     while isinstance(value, list):
         [value] = value
     return float(value)

@@ -5,14 +5,37 @@ the same, and makes a score difference of two what Bradley and Terry mean by it.
 """
 
 import math
+from typing import Self
+
+from pydantic import model_validator
 
 from curation.records import Outcome
 from service.verifiers.base import Judgement, Options
 
 
+class RangeOptions(Options):
+    low: float = 0.0
+    high: float = 1.0
+    """Rewards run from `low` to `high`; they are stored as 0 to 1."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Self:
+        if not self.low < self.high:
+            raise ValueError("low must be below high")
+        return self
+
+    def scaled(self, reward: float) -> float:
+        return (reward - self.low) / (self.high - self.low)
+
+
 class RewardOptions(Options):
     per_character: bool = False
     """Divides the score by the completion's length in characters before anything else."""
+
+
+class ChatRewardOptions(RewardOptions):
+    chat: bool = False
+    """Prompt and completion are put into the model's chat template, instead of one after the other."""
 
 
 def rewarded(score: float, text: str, options: RewardOptions) -> Judgement:

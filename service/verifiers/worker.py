@@ -11,11 +11,12 @@ import json
 import resource
 import signal
 import time
+from collections.abc import Callable
 from functools import lru_cache
 from importlib import import_module
 from math import isfinite
 from multiprocessing.connection import Connection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from curation.records import Outcome
 from service.verifiers.base import BadReference, Judgement, NoAnswer, OutOfTime, Question, Rule, storable
@@ -49,10 +50,10 @@ def work(connection: Connection, limits: Limits) -> None:
             return
         question = Question(**message["question"])
         try:
-            rule = rule_at(message["rule"])
+            rule = rule_of(**message["rule"])
         except Exception as fault:  # noqa: BLE001 - somebody's plug-in: every completion hears what is wrong with it
-            rule = _broken(f"cannot import {message['rule']}: {type(fault).__name__}: {fault}")
-        connection.send_bytes(b"{}")  # imports are done: the clock of the first check starts now
+            rule = _raising(fault)
+        connection.send_bytes(b"{}")  # whatever had to be loaded is: the clock of the first check starts now
         for text in message["texts"]:
             started = time.monotonic()
             signal.setitimer(signal.ITIMER_PROF, limits.cpu_seconds)
@@ -66,11 +67,18 @@ def work(connection: Connection, limits: Limits) -> None:
 
 
 @lru_cache(maxsize=64)
-def rule_at(path: str) -> Rule:
+def rule_of(path: str, operator: str | None) -> Rule:
+    """The rule at a path, or what the function there makes from the operator's choices (JSON)."""
+    found = function_at(path)
+    rule: Rule = found if operator is None else found(**json.loads(operator))
+    return rule
+
+
+def function_at(path: str) -> Callable[..., Any]:
     """The function at ``package.module:name``."""
     module, _, name = path.partition(":")
-    rule: Rule = getattr(import_module(module), name)
-    return rule
+    function: Callable[..., Any] = getattr(import_module(module), name)
+    return function
 
 
 def judge(rule: Rule, question: Question, text: str) -> Judgement:
@@ -92,8 +100,8 @@ def judge(rule: Rule, question: Question, text: str) -> Judgement:
     return Judgement(Outcome.SCORED, reward, answer)
 
 
-def _broken(reason: str) -> Rule:
+def _raising(fault: Exception) -> Rule:
     def rule(question: Question, text: str) -> tuple[float, str]:
-        raise ImportError(reason)
+        raise fault
 
     return rule

@@ -56,11 +56,11 @@ async def until_blind(panel: Panel) -> str:
 
 
 BLIND = {
-    "always wrong": ("tests.service.rules_for_tests:always_zero", "0 for '1,200.0', which is worth 1"),
-    "always right": ("tests.service.rules_for_tests:always_one", "1 for '1201', which is worth 0"),
+    "always wrong": ("tests.service.rules_for_tests:always_zero", "0 for '1,200.0', which is right"),
+    "always right": ("tests.service.rules_for_tests:always_one", "1 for '1,200.0', which is right, and 1 for '1201'"),
     "always an exception": ("tests.service.rules_for_tests:raises", "error for '1,200.0': RuntimeError"),
-    "its package is gone": ("tests.service.nowhere:judge", "error for '1,200.0': ImportError"),
-    "always no answer": ("tests.service.rules_for_tests:no_answer", "0 for '1,200.0', which is worth 1"),
+    "its package is gone": ("tests.service.nowhere:judge", "error for '1,200.0': ModuleNotFoundError"),
+    "always no answer": ("tests.service.rules_for_tests:no_answer", "0 for '1,200.0', which is right"),
 }
 
 
@@ -104,7 +104,7 @@ def test_a_pool_that_fails_is_blind_and_the_watch_goes_on(monkeypatch: pytest.Mo
 
 def test_canaries_do_not_wait_in_the_queue() -> None:
     async def scene() -> None:
-        slow = Local("tests.service.rules_for_tests:sleeps", canary=Canary("0.01", "x"))
+        slow = Local("tests.service.rules_for_tests:sleeps", canary=Canary(right="0.01", wrong="x"))
         async with watched({"slow": slow}, seconds=100) as panel:
             queue = [asyncio.create_task(panel.verify(Prompt("p", "?", "", "slow"), ["0.2"])) for _ in range(40)]
             await asyncio.sleep(0.5)

@@ -4,7 +4,7 @@ import asyncio
 import json
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import chdir, contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from curation.records import Outcome, Prompt, Verdict
 from service.parts import panel_of_settings
 from service.settings import Settings
 from service.stages import Conflict
-from service.verifiers.declared import parse_declared
+from service.verifiers.declared import Declared, DeclaredKind, parse_declared
 from service.verifiers.remote import RETRY_PAUSE
 from service.verifiers.rewards import RewardOptions, logistic, rewarded
 from tests.service.conftest import OpenService
@@ -123,6 +123,9 @@ def reward_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_reward_model(tmp_path_factory.mktemp("reward-model"))
 
 
+TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
+
+
 def random_reward_model(folder: Path) -> Path:
     import torch
     from transformers import AutoTokenizer, Qwen2Config, Qwen2ForSequenceClassification
@@ -131,6 +134,7 @@ def random_reward_model(folder: Path) -> Path:
 
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(EMBEDDED)
+    tokenizer.chat_template = TEMPLATE
     config = Qwen2Config.from_pretrained(EMBEDDED, num_labels=1, pad_token_id=tokenizer.pad_token_id)
     model = Qwen2ForSequenceClassification(config)
     with torch.no_grad():  # scores that differ
@@ -157,6 +161,12 @@ def test_a_classifier_scores_prompt_and_completion(reward_model: Path) -> None:
     expected = [logistic(score_of(reward_model, f"Is it? {text}")) for text in texts]
     assert [v.reward for v in verdicts] == pytest.approx(expected)
     assert verdicts[0].reward != verdicts[1].reward
+
+
+def test_a_classifier_may_read_a_conversation(reward_model: Path) -> None:
+    [verdict] = judged(f"rm=classifier:{reward_model}", "rm?chat=true", "yes", prompt="Is it?")
+
+    assert float(verdict.detail) == pytest.approx(score_of(reward_model, "user: Is it?\nassistant: yes\n"), abs=1e-4)
 
 
 def test_a_model_that_is_no_reward_model_is_refused(tmp_path: Path) -> None:
@@ -225,6 +235,12 @@ def test_a_nemo_gym_server_gets_its_own_fields_and_a_response() -> None:
             {"input": ["a b", "a c"], "task": "classify", "use_activation": False},
             {"data": [{"data": [2.0]}, {"data": [[-1.0]]}]},
         ),
+        (
+            "vllm_score",
+            "/score",
+            {"text_1": "a ", "text_2": ["b", "c"], "use_activation": False},
+            {"data": [{"score": 2.0}, {"score": -1.0}]},
+        ),
         ("sglang", "/classify", {"text": ["a b", "a c"]}, [{"embedding": [2.0]}, {"embedding": [-1.0]}]),
     ],
 )
@@ -234,6 +250,15 @@ def test_a_reward_server_is_asked_once_for_a_group(kind: str, route: str, asked:
 
     assert sent == [(route, asked)]
     assert [(v.reward, v.detail) for v in verdicts] == [(logistic(2.0), "2"), (logistic(-1.0), "-1")]
+
+
+def test_a_reward_server_may_be_asked_with_messages() -> None:
+    with server({"data": [{"probs": [2.0]}]}) as (url, sent):
+        verdicts = judged(f"rm=vllm_classify:{url}", "rm?chat=true", "b", "c", prompt="a")
+
+    asked = [[message["content"] for message in body["messages"]] for _, body in sent]
+    assert sorted(asked) == [["a", "b"], ["a", "c"]]
+    assert told(verdicts) == [(Outcome.SCORED, logistic(2.0))] * 2
 
 
 @pytest.mark.parametrize("kind", ["sglang", "nemo_gym"])
@@ -308,6 +333,34 @@ def test_a_declaration_does_not_replace_what_is_there() -> None:
 
     with pytest.raises(Conflict, match="math"):
         panel_of_settings(settings)
+
+
+def test_a_declaration_in_the_file_may_have_a_canary_and_is_watched(tmp_path: Path) -> None:
+    (tmp_path / "refinery.toml").write_text(f"""
+        [[verifier]]
+        name = "sums"
+        kind = "function"
+        target = "{HERE}:trl_style"
+        canary = {{ prompt = "?", right = "4", wrong = "5", reference = "4" }}
+    """)
+
+    async def trial() -> list[Verdict]:
+        with chdir(tmp_path):
+            panel = panel_of_settings(Settings(verifier_workers=1))
+        try:
+            await panel.verify(Prompt("p", "?", "4", "sums"), ["4"])
+            [(name, canary)] = panel.canaries().items()
+            prompt = Prompt("canary", canary.prompt, canary.reference, name)
+            return await panel.try_out(prompt, [canary.right, canary.wrong])
+        finally:
+            await panel.close()
+
+    assert told(asyncio.run(trial())) == [(Outcome.SCORED, 1.0), (Outcome.SCORED, 0.0)]
+
+
+def test_only_an_environment_takes_arguments() -> None:
+    with pytest.raises(ValueError, match="only an environment"):
+        Declared(name="f", kind=DeclaredKind.FUNCTION, target="a:b", arguments={"x": 1})
 
 
 def test_verifiable_and_other_prompts_share_a_run_and_a_dataset(open_service: OpenService) -> None:

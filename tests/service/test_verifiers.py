@@ -130,7 +130,7 @@ def test_a_check_that_waits_ends_by_the_wall_clock() -> None:
         ("balloon", Outcome.ERROR, "out of memory"),
         ("segfaults", Outcome.ERROR, "exit status -11"),
         ("exits", Outcome.ERROR, "exit status 3"),
-        ("not_there", Outcome.ERROR, "cannot import"),
+        ("not_there", Outcome.ERROR, "has no attribute 'not_there'"),
         ("says_none", Outcome.ERROR, "the verifier gave the reward None"),
     ],
 )

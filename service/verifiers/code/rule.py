@@ -8,15 +8,15 @@
 import re
 import textwrap
 import time
+from functools import partial
 from pathlib import Path
 
 from pydantic import Field
 
-from curation.choice import Choice
-from service.verifiers.base import BadReference, NoAnswer, Options, OutOfTime, Question
+from service.verifiers.base import BadReference, NoAnswer, Options, OutOfTime, Question, Rule
 from service.verifiers.code.assertions import by_assertions
 from service.verifiers.code.examples import by_examples
-from service.verifiers.code.sandbox import find
+from service.verifiers.code.sandbox import Sandbox, find
 from service.verifiers.code.tests import Tests, defines, tests_of
 
 FENCED = re.compile(r"```(?:python|py|Python)?[ \t]*\n(.*?)```", re.DOTALL)
@@ -33,18 +33,15 @@ class CodeOptions(Options):
         return self.seconds + 30.0  # for starting and ending the sandboxes
 
 
-class Operator(Choice):
-    """What the operator chose."""
+def judging(*, python: str | None = None, unsafe: bool = False) -> Rule:
+    """`python` runs the programs, the system's by default; `unsafe` lets it do so without a sandbox."""
 
-    python: Path | None = None
-    unsafe: bool = False
+    return partial(_judge, find(Path(python) if python else None, unsafe=unsafe))
 
 
-def judge(question: Question, text: str) -> tuple[float, str]:
+def _judge(sandbox: Sandbox, question: Question, text: str) -> tuple[float, str]:
     tests = tests_of(question)
     options = CodeOptions.model_validate(question.options)
-    operator = Operator.model_validate(question.operator)
-    sandbox = find(operator.python, unsafe=operator.unsafe)
     program = _program(question, tests, text)
     deadline = time.monotonic() + options.seconds
     try:
