@@ -48,8 +48,6 @@ def bench(
         case Bench.CODE:
             from benchmarks import code
 
-            if data is None:
-                raise typer.BadParameter("bench code needs --data, the folder with HumanEval and its samples")
             figures = code.run(data)
     if as_json:
         print(json.dumps(document(name, figures)))
