@@ -27,7 +27,7 @@ def bench(
     name: Bench,
     engine: Annotated[list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default.")] = None,
     engine_python: Annotated[Path | None, typer.Option(help="For engine: Python of its own environment.")] = None,
-    data: Annotated[Path | None, typer.Option(help="For verify and code: folder of recorded rollouts.")] = None,
+    data: Annotated[Path | None, typer.Option(help="For select, verify and code: folder of recorded data.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -35,7 +35,7 @@ def bench(
         case Bench.SELECT:
             from benchmarks import select
 
-            figures = select.run()
+            figures = select.run(data)
         case Bench.ENGINE:
             from benchmarks import engine as engines
             from service.engines.addresses import Kind

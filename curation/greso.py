@@ -8,7 +8,7 @@
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from curation.history import History
+from curation.history import Streak
 from curation.keys import rng_for
 from curation.records import Action, Decision, GroupKind
 
@@ -31,18 +31,19 @@ class Explore:
     hard: float = 0.5
 
 
-def decide(prompt_id: str, history: History, explore: Explore, *, seed: int, floor: float = 0.0) -> Decision:
-    """Whether this visit of the prompt is sampled, with its probability and the reason."""
-    kind, length = history.streak
+def decide(prompt_id: str, streak: Streak, visits: int, explore: Explore, *, seed: int, floor: float = 0.0) -> Decision:
+    """Whether a prompt is sampled that was considered `visits` times before, with its probability and the reason."""
+    kind, length = streak
     if length == 0:
         return Decision(Action.SAMPLED, 1.0, "new, or informative when last sampled")
     easy = kind is GroupKind.EASY
     keep = keep_probability(length, explore.easy if easy else explore.hard, floor)
     reason = f"all {'right' if easy else 'wrong'} in the last {length} group{'s' if length > 1 else ''}"
     # Keyed by visits, skips included: keyed by sampled groups, a skipped prompt would draw the same number for ever.
-    if rng_for(seed, "greso", prompt_id, history.visits).random() < keep:
-        return Decision(Action.SAMPLED, keep, f"{reason}, tried again")
-    return Decision(Action.SKIPPED_EASY if easy else Action.SKIPPED_HARD, keep, reason)
+    number = rng_for(seed, "greso", prompt_id, visits).random()
+    if number < keep:
+        return Decision(Action.SAMPLED, keep, f"{reason}; drew {number:.4f}: tried again")
+    return Decision(Action.SKIPPED_EASY if easy else Action.SKIPPED_HARD, keep, f"{reason}; drew {number:.4f}")
 
 
 @dataclass(frozen=True, slots=True)

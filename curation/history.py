@@ -1,4 +1,4 @@
-"""What a run knows about a prompt: the kinds of its past groups, oldest first.
+"""What a run knows about a prompt: its past groups, oldest first.
 
 Derived from stored visits, never kept beside them. A skip adds nothing here, so it neither lengthens nor resets a
 streak; a group in which nothing could be scored says nothing about the prompt and adds nothing either.
@@ -6,9 +6,10 @@ streak; a group in which nothing could be scored says nothing about the prompt a
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean
 from typing import NamedTuple
 
-from curation.records import GroupKind
+from curation.records import GroupKind, ZeroVariance, kind_of, release_kind
 
 
 class Streak(NamedTuple):
@@ -39,14 +40,43 @@ def streak(kinds_N: Sequence[GroupKind]) -> Streak:
     return Streak(last, length)
 
 
+class PastGroup(NamedTuple):
+    """What is left of a group: enough for every selector."""
+
+    kind: GroupKind
+    mean: float
+    """Of its rewards; 0 where nothing was scored."""
+    size: int
+    """Scored rollouts."""
+    weight: float = 1.0
+    """What it counts, where it comes from another run."""
+
+    def kind_by(self, definition: ZeroVariance) -> GroupKind:
+        if definition is ZeroVariance.RELEASE and self.size:
+            return release_kind(self.mean)
+        return self.kind
+
+
+def past_group(rewards_G: Sequence[float], weight: float = 1.0) -> PastGroup:
+    return PastGroup(kind_of(rewards_G), fmean(rewards_G) if rewards_G else 0.0, len(rewards_G), weight)
+
+
 @dataclass(frozen=True, slots=True)
 class History:
     """One prompt's past in one run."""
 
     visits: int = 0
     """Times it was considered, skips included."""
-    kinds_N: tuple[GroupKind, ...] = ()
+    groups_N: tuple[PastGroup, ...] = ()
 
     @property
     def streak(self) -> Streak:
-        return streak(self.kinds_N)
+        return self.streak_by(ZeroVariance.EXACT)
+
+    def streak_by(self, definition: ZeroVariance) -> Streak:
+        return streak([group.kind_by(definition) for group in self.groups_N])
+
+    @property
+    def latest(self) -> PastGroup | None:
+        """The newest group in which something was scored."""
+        return next((group for group in reversed(self.groups_N) if group.size), None)

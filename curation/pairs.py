@@ -1,7 +1,7 @@
 """From the scored rollouts of one group to preference pairs.
 
 - A pair's chosen reward is above its rejected reward by at least the margin asked for; never equal.
-- Right means reward 1, wrong means reward 0; what lies between is neither, and only `best_with_worst` uses it.
+- Right means reward 1, wrong means reward 0; what lies between is neither, and only the `best_with_...` rules use it.
 - Rollouts come in sampling order. Order of completion would favour short answers in every "first" rule.
 """
 
@@ -20,6 +20,8 @@ class Scored(NamedTuple):
     slot: int
     """Position in its group."""
     reward: float
+    length: int = 0
+    """Of its text, in characters."""
 
 
 class IndexPair(NamedTuple):
@@ -48,14 +50,34 @@ def one_random_pair(scored_G: Sequence[Scored], rng: random.Random) -> list[Inde
     return [IndexPair(*(rng.choice(side).slot for side in sides))]
 
 
-def best_with_worst(scored_G: Sequence[Scored], margin: float = 0.0) -> list[IndexPair]:
-    """Highest with lowest reward, the first of each on ties; none unless they differ by `margin` and at all."""
+def best_with_worst(scored_G: Sequence[Scored], margin: float = 0.0, penalty: float = 0.0) -> list[IndexPair]:
+    """Highest with lowest reward, the first of each on ties; none unless they differ by `margin` and at all.
+
+    The ranking, but not the margin, is by reward - `penalty` * length / 1000 (RLHFlow's length-penalised max-min).
+    """
+    if not scored_G:
+        return []
+    best = max(scored_G, key=lambda s: _penalised(s, penalty))
+    worst = min(scored_G, key=lambda s: _penalised(s, penalty))
+    return [IndexPair(best.slot, worst.slot)] if _differ(best, worst, margin) else []
+
+
+def best_with_random(scored_G: Sequence[Scored], rng: random.Random, margin: float = 0.0) -> list[IndexPair]:
+    """Highest reward, the first on ties, with any that is lower by `margin` and at all (RLHFlow's max-random)."""
     if not scored_G:
         return []
     best = max(scored_G, key=lambda s: s.reward)
-    worst = min(scored_G, key=lambda s: s.reward)
-    gap = best.reward - worst.reward
-    return [IndexPair(best.slot, worst.slot)] if gap > 0 and gap >= margin - ROUNDING else []
+    lower = [s for s in scored_G if _differ(best, s, margin)]
+    return [IndexPair(best.slot, rng.choice(lower).slot)] if lower else []
+
+
+def _penalised(scored: Scored, penalty: float) -> float:
+    return scored.reward - penalty * scored.length / 1000
+
+
+def _differ(better: Scored, worse: Scored, margin: float) -> bool:
+    gap = better.reward - worse.reward
+    return gap > 0 and gap >= margin - ROUNDING
 
 
 def all_right_with_wrong(scored_G: Sequence[Scored]) -> list[IndexPair]:

@@ -138,6 +138,15 @@ def best_and_worst(rewards: Sequence[float], keep: int) -> list[int]:
     return sorted(ranked[: keep - high] + ranked[len(ranked) - high :])
 
 
+def quantiles(rewards: Sequence[float], keep: int) -> list[int]:
+    """The rewards at `keep` evenly spaced ranks, from the lowest to the highest: diverse where rewards are graded."""
+    _check(rewards, keep)
+    ranked = sorted(range(len(rewards)), key=lambda i: (rewards[i], i))
+    last = len(ranked) - 1
+    places = [round(place * last / (keep - 1)) for place in range(keep)] if keep > 1 else [last]
+    return sorted(ranked[place] for place in places)
+
+
 def random_subset(rewards: Sequence[float], keep: int, rng: random.Random) -> list[int]:
     """`keep` rollouts without looking at the rewards: the control arm at equal budget."""
     _check(rewards, keep)

@@ -1,5 +1,6 @@
 """A recipe: everything that turns stored groups into a dataset, versioned by its hash."""
 
+from enum import StrEnum, auto
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
@@ -23,6 +24,8 @@ class MaxVariance(Choice):
 
     kind: Literal["max_variance"] = "max_variance"
     keep: int = Field(ge=2)
+    draw_among_equals: bool = False
+    """Equal rewards stand for each other: the seed draws which are taken, instead of their place in the group."""
 
 
 class MaxReward(Choice):
@@ -35,6 +38,13 @@ class BestAndWorst(Choice):
     keep: int = Field(ge=2)
 
 
+class Quantiles(Choice):
+    """Rewards at evenly spaced ranks: diverse where they are graded."""
+
+    kind: Literal["quantiles"] = "quantiles"
+    keep: int = Field(ge=2)
+
+
 class RandomSubset(Choice):
     """The control arm."""
 
@@ -42,7 +52,9 @@ class RandomSubset(Choice):
     keep: int = Field(ge=2)
 
 
-DownSampling = Annotated[KeepAll | MaxVariance | MaxReward | BestAndWorst | RandomSubset, Field(discriminator="kind")]
+DownSampling = Annotated[
+    KeepAll | MaxVariance | MaxReward | BestAndWorst | Quantiles | RandomSubset, Field(discriminator="kind")
+]
 
 
 class _PairRule(Choice):
@@ -60,6 +72,12 @@ class OneRandomPair(_PairRule):
 
 class BestWithWorst(_PairRule):
     kind: Literal["best_with_worst"] = "best_with_worst"
+    length_penalty: float = Field(0.0, ge=0)
+    """Reward taken off per 1,000 characters, for the ranking only."""
+
+
+class BestWithRandom(_PairRule):
+    kind: Literal["best_with_random"] = "best_with_random"
 
 
 class AllRightWithWrong(_PairRule):
@@ -72,18 +90,51 @@ class KRandomPairs(_PairRule):
 
 
 PairRule = Annotated[
-    FirstRightFirstWrong | OneRandomPair | BestWithWorst | AllRightWithWrong | KRandomPairs,
+    FirstRightFirstWrong | OneRandomPair | BestWithWorst | BestWithRandom | AllRightWithWrong | KRandomPairs,
     Field(discriminator="kind"),
 ]
 
 
+class Shape(StrEnum):
+    """What a row is."""
+
+    PAIRS = auto()
+    """Chosen and rejected completion of a prompt."""
+    LABELLED = auto()
+    """A completion that is right or wrong, as KTO takes it; what lies between is left out."""
+    RIGHT = auto()
+    """A right completion, for supervised fine-tuning (RFT)."""
+    PROMPTS = auto()
+    """A prompt with its pass rate over all its groups."""
+    GROUPS = auto()
+    """The kept rollouts of a group with their rewards and advantages, as GRPO takes them."""
+
+
+class AdvantagesOver(StrEnum):
+    """Which rewards an advantage is measured against."""
+
+    KEPT = auto()
+    """Those of the kept rollouts, as PODS does."""
+    ALL = auto()
+    """Those of all that the recipe lets in, before down-sampling."""
+
+
+class Decontamination(Choice):
+    """Leaves out prompts that share a run of words with those of other sets."""
+
+    prompt_sets: tuple[str, ...] = Field(min_length=1)
+    words: int = Field(13, ge=1, le=100)
+    """In a run; a shorter prompt counts when all of it is one."""
+
+
 class Recipe(Choice):
-    """From the groups of some runs to a preference dataset."""
+    """From the groups of some runs to a dataset."""
 
     runs: tuple[str, ...] = Field(min_length=1)
     """Names of the runs whose groups are read."""
     policy_versions: tuple[int, int] | None = None
     """First and last policy version to take groups from; None takes all."""
+    shape: Shape = Shape.PAIRS
     down_sampling: DownSampling = KeepAll()
     pairs: PairRule = FirstRightFirstWrong()
     no_answer_is_wrong: bool = True
@@ -93,8 +144,20 @@ class Recipe(Choice):
     policy never wrote."""
     verifier: str | None = None
     """Label of the verdicts to use, ``math@1``; None takes the newest of each group."""
+    decontaminate: Decontamination | None = None
+    advantages_over: AdvantagesOver = AdvantagesOver.KEPT
+    max_tokens: int | None = Field(None, ge=1)
+    """Leaves out rows with a longer completion; bytes count where tokens were not recorded."""
+    max_length_ratio: float | None = Field(None, ge=1)
+    """Leaves out pairs of which one side has more than so many times the characters of the other."""
+    unique: bool = False
+    """Of rows with the same texts only that of the newest policy version stays."""
+    per_prompt: int | None = Field(None, ge=1)
+    """Keep at most so many rows of a prompt, drawn by the seed."""
+    per_difficulty: int | None = Field(None, ge=1)
+    """Keep at most so many rows of each tenth of pass rate, drawn by the seed."""
     max_pairs: int | None = Field(None, ge=1)
-    """Keep at most so many pairs, drawn by the seed."""
+    """Keep at most so many rows, drawn by the seed."""
     test_share: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that go to the test split; no prompt is in both."""
     seed: int = 0
@@ -111,6 +174,7 @@ class Recipe(Choice):
     def hash(self) -> str:
         return digest(canonical_json(self.model_dump(mode="json")))
 
-    def dataset_id(self, watermark: int) -> str:
-        """Names the rows: recipe, how much of the store it saw, and the rules that were in force."""
-        return digest(self.hash, watermark, RULES)
+    def dataset_id(self, watermark: int, contamination: str = "") -> str:
+        """Names the rows: recipe, how much of the store it saw, what it was decontaminated against (a digest), and the
+        rules that were in force."""
+        return digest(self.hash, watermark, RULES, *([contamination] if contamination else []))

@@ -183,6 +183,8 @@ class Action(StrEnum):
     SAMPLED = auto()
     SKIPPED_EASY = auto()
     SKIPPED_HARD = auto()
+    PASSED_OVER = auto()
+    """Neither known as easy nor as hard: others were wanted more, or chance said so."""
 
     @property
     def is_skip(self) -> bool:
@@ -219,9 +221,25 @@ class Pair:
     rejected: int
 
     @property
+    def indices(self) -> tuple[int, ...]:
+        return self.chosen, self.rejected
+
+    @property
     def margin(self) -> float:
         """Difference of the two rewards, above 0."""
         better, worse = (self.group.rollouts_G[i].reward for i in (self.chosen, self.rejected))
         if better is None or worse is None:
             raise ValueError(f"group {self.group.id}: a pair needs two scored rollouts")
         return better - worse
+
+
+@dataclass(frozen=True, slots=True)
+class Picked:
+    """Some rollouts of a group, as indices: one completion to learn from, or a whole group."""
+
+    group: Group
+    indices: tuple[int, ...]
+
+
+Row = Pair | Picked
+"""Of a dataset, before it is written."""

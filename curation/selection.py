@@ -10,54 +10,24 @@
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, assert_never
+from itertools import takewhile
+from math import ceil
+from typing import Annotated
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from curation.choice import Choice
-from curation.greso import Controller, Explore, StepTally, adaptive_round, decide, steer
-from curation.history import History
+from curation.greso import StepTally, adaptive_round
+from curation.history import History, past_group
 from curation.keys import digest
-from curation.records import Action, Decision, GroupKind, Visit, ZeroVariance, kind_of
+from curation.records import Action, Decision, GroupKind, Visit
+from curation.selectors.base import Candidate, Seen, Selector
+from curation.selectors.posterior import Posterior
+from curation.selectors.ranking import Learnability, Mopps
+from curation.selectors.simple import Band, Everything, Greso, Pools, RandomShare, Retire
 
-
-class Everything(Choice):
-    """No selection: every prompt is sampled on every pass."""
-
-    kind: Literal["all"] = "all"
-
-
-class Greso(Choice):
-    """GRESO; the defaults are the paper's."""
-
-    kind: Literal["greso"] = "greso"
-    explore_easy: float = Field(0.5, gt=0, lt=1)
-    """Base of the keep probability for always-solved prompts, at the start."""
-    explore_hard: float = Field(0.5, gt=0, lt=1)
-    target_easy: float = Field(0.25 / 3, gt=0, lt=1)
-    """Share of easy zero-variance groups to steer towards."""
-    target_hard: float = Field(0.5 / 3, gt=0, lt=1)
-    step: float = Field(0.01, ge=0, lt=1)
-    """How far a base moves after each training step; 0 keeps both bases where they are."""
-    lowest: float = Field(0.05, gt=0, lt=1)
-    highest: float = Field(0.95, gt=0, lt=1)
-    floor: float = Field(0.0, ge=0, le=1)
-    """Least keep probability; the release has 0.01."""
-    zero_variance: ZeroVariance = ZeroVariance.EXACT
-
-    @model_validator(mode="after")
-    def _bases_within_bounds(self) -> "Greso":
-        for base in (self.explore_easy, self.explore_hard):
-            if not self.lowest <= base <= self.highest:
-                raise ValueError(f"explore {base} lies outside lowest {self.lowest} to highest {self.highest}")
-        return self
-
-    @property
-    def start(self) -> Explore:
-        return Explore(self.explore_easy, self.explore_hard)
-
-
-SelectorChoice = Annotated[Everything | Greso, Field(discriminator="kind")]
+SelectorChoices = Everything | RandomShare | Greso | Pools | Band | Retire | Mopps | Learnability | Posterior
+SelectorChoice = Annotated[SelectorChoices, Field(discriminator="kind")]
 
 
 class Batch(Choice):
@@ -73,30 +43,21 @@ class Batch(Choice):
     """Size later rounds of a step by what is still missing (adaptive batch size)."""
 
 
-@dataclass(frozen=True, slots=True)
-class Seen:
-    """What the store tells about one past visit."""
-
-    prompt_id: str
-    epoch: int
-    step: int
-    round: int
-    action: Action
-    rewards_G: tuple[float, ...] | None
-    """None when the visit was skipped, or its group failed or is not there yet."""
+Inherited = Iterable[tuple[str, tuple[float, ...], float]]
+"""(prompt, rewards of a group of an earlier run, what it counts), oldest first."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class RunState:
-    """Where a run stands. Changes only through `observe` and `close_step`."""
+    """Where a run stands. Changes only through `observe`, `inherit` and `close_step`."""
 
-    selector: Everything | Greso
+    selector: Selector
+    seed: int
     histories: dict[str, History] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     """Last pass that considered the prompt."""
     epoch: int = 0
     step: int = 0
-    explore: Explore = field(default_factory=Explore)
     tally: StepTally = field(default_factory=StepTally)
     """Groups rolled out in the current step."""
     informative: int = 0
@@ -106,9 +67,13 @@ class RunState:
     """Kinds of the groups of the latest round of the current step."""
 
     @classmethod
-    def replay(cls, selector: Everything | Greso, seen: Iterable[Seen]) -> "RunState":
+    def replay(
+        cls, choice: SelectorChoices, seen: Iterable[Seen], *, seed: int, group_size: int, inherited: Inherited = ()
+    ) -> "RunState":
         """The state after these visits, oldest first."""
-        state = cls(selector, explore=selector.start if isinstance(selector, Greso) else Explore())
+        state = cls(choice.build(seed=seed, group_size=group_size), seed)
+        for prompt_id, rewards_G, weight in inherited:
+            state.inherit(prompt_id, rewards_G, weight)
         for visit in seen:
             while state.step < visit.step:
                 state.close_step()
@@ -118,45 +83,39 @@ class RunState:
     def history(self, prompt_id: str) -> History:
         return self.histories.get(prompt_id, History())
 
+    def inherit(self, prompt_id: str, rewards_G: tuple[float, ...], weight: float) -> None:
+        """Takes in a group of an earlier run: evidence, but no visit of this one."""
+        past = self.history(prompt_id)
+        self.histories[prompt_id] = History(past.visits, (*past.groups_N, past_group(rewards_G, weight)))
+        self.selector.inherit(prompt_id, rewards_G, weight)
+
     def observe(self, seen: Seen) -> None:
         """Takes in one visit, with the rewards of its group if there is one."""
         if seen.round != self.round:
             self.round, self.round_kinds = seen.round, Counter()
         past = self.history(seen.prompt_id)
-        kinds = past.kinds_N
+        groups = past.groups_N
         if seen.rewards_G is not None:
-            kinds = (*kinds, self._count(seen.rewards_G))
-        self.histories[seen.prompt_id] = History(past.visits + 1, kinds)
+            groups = (*groups, past_group(seen.rewards_G))
+            self._count(groups[-1].kind)
+        self.histories[seen.prompt_id] = History(past.visits + 1, groups)
         self.epochs[seen.prompt_id] = seen.epoch
         self.epoch = max(self.epoch, seen.epoch)
         self.tally = self.tally._replace(epoch=self.epoch)
+        self.selector.observe(seen)
 
-    def _count(self, rewards_G: tuple[float, ...]) -> GroupKind:
-        exact = kind_of(rewards_G)
+    def _count(self, kind: GroupKind) -> None:
         self.tally = self.tally._replace(
-            easy=self.tally.easy + (exact is GroupKind.EASY),
-            hard=self.tally.hard + (exact is GroupKind.HARD),
-            total=self.tally.total + (exact is not GroupKind.UNSCORED),
+            easy=self.tally.easy + (kind is GroupKind.EASY),
+            hard=self.tally.hard + (kind is GroupKind.HARD),
+            total=self.tally.total + (kind is not GroupKind.UNSCORED),
         )
-        self.informative += exact is GroupKind.INFORMATIVE
-        self.round_kinds[exact] += 1
-        match self.selector:
-            case Greso(zero_variance=definition):
-                return kind_of(rewards_G, definition)
-            case _:
-                return exact
+        self.informative += kind is GroupKind.INFORMATIVE
+        self.round_kinds[kind] += 1
 
     def close_step(self) -> None:
-        """Ends the training step: the controllers move, the counters start anew."""
-        match self.selector:
-            case Greso() as g:
-                easy = Controller(g.target_easy, g.step, g.lowest, g.highest)
-                hard = Controller(g.target_hard, g.step, g.lowest, g.highest)
-                self.explore = steer(self.explore, self.tally, easy, hard)
-            case Everything():
-                pass
-            case _:
-                assert_never(self.selector)
+        """Ends the training step: the selector steers, the counters start anew."""
+        self.selector.end_step(self.tally)
         self.step += 1
         self.tally = StepTally(epoch=self.epoch)
         self.informative = 0
@@ -164,7 +123,7 @@ class RunState:
 
 
 def plan_round(
-    prompt_ids: Collection[str], state: RunState, *, size: int, seed: int, through_epoch: int | None = None
+    prompt_ids: Collection[str], state: RunState, *, size: int, through_epoch: int | None = None
 ) -> list[Visit]:
     """The next visits of a run: up to `size` sampled ones with the skips between them, in order.
 
@@ -174,30 +133,31 @@ def plan_round(
     visits: list[Visit] = []
     sampled: set[str] = set()
     # Within a round the state does not move, but skips of this round are visits all the same.
-    considered: dict[str, int] = {}
-    for prompt_id, epoch in _upcoming(prompt_ids, state, seed):
-        if len(sampled) == size or len(visits) == len(prompt_ids) or prompt_id in sampled:
-            break
+    considered: Counter[str] = Counter()
+    for epoch, ids in _passes(prompt_ids, state):
         if through_epoch is not None and epoch > through_epoch:
             break
-        past = state.history(prompt_id)
-        past = replace(past, visits=past.visits + considered.get(prompt_id, 0))
-        decision = choose(state.selector, prompt_id, past, state.explore, seed=seed)
-        visits.append(Visit(prompt_id, past.visits, epoch, decision))
-        considered[prompt_id] = considered.get(prompt_id, 0) + 1
-        if not decision.action.is_skip:
-            sampled.add(prompt_id)
+        at = 0
+        while at < len(ids) and len(sampled) < size and len(visits) < len(prompt_ids):
+            room = size - len(sampled)
+            turn = ids[at : at + min(state.selector.compares(room), len(prompt_ids) - len(visits))]
+            # Its second draw would not know the outcome of its first.
+            fresh = list(takewhile(lambda p: p not in sampled, turn))
+            if not fresh:
+                return visits
+            candidates = [Candidate(p, epoch, _with_visits(state.history(p), considered[p])) for p in fresh]
+            decisions = state.selector.decide(candidates, room)
+            for candidate, decision in zip(candidates, decisions, strict=False):
+                visits.append(Visit(candidate.prompt_id, candidate.past.visits, epoch, decision))
+                considered[candidate.prompt_id] += 1
+                if not decision.action.is_skip:
+                    sampled.add(candidate.prompt_id)
+            at += len(decisions)
     return visits
 
 
-def choose(selector: Everything | Greso, prompt_id: str, history: History, explore: Explore, *, seed: int) -> Decision:
-    match selector:
-        case Everything():
-            return Decision(Action.SAMPLED, 1.0, "every prompt is sampled")
-        case Greso(floor=floor):
-            return decide(prompt_id, history, explore, seed=seed, floor=floor)
-        case _:
-            assert_never(selector)
+def _with_visits(past: History, more: int) -> History:
+    return replace(past, visits=past.visits + more) if more else past
 
 
 def by_name(prompt_ids: Iterable[str], state: RunState) -> list[Visit]:
@@ -206,12 +166,11 @@ def by_name(prompt_ids: Iterable[str], state: RunState) -> list[Visit]:
     return [Visit(p, state.history(p).visits, state.epoch, reason) for p in prompt_ids]
 
 
-def _upcoming(prompt_ids: Collection[str], state: RunState, seed: int) -> Iterator[tuple[str, int]]:
-    """(prompt, epoch): what is left of the current pass, then the next one whole."""
+def _passes(prompt_ids: Collection[str], state: RunState) -> Iterator[tuple[int, list[str]]]:
+    """(epoch, prompts in its order): what is left of the current pass, then the next one whole."""
     left = [p for p in prompt_ids if state.epochs.get(p, -1) < state.epoch]
     for epoch, ids in ((state.epoch, left), (state.epoch + 1, prompt_ids)):
-        for prompt_id in sorted(ids, key=lambda p: digest(seed, "order", epoch, p)):
-            yield prompt_id, epoch
+        yield epoch, sorted(ids, key=lambda p: digest(state.seed, "order", epoch, p))
 
 
 def next_epoch(prompt_ids: Iterable[str], state: RunState) -> int:
@@ -220,12 +179,15 @@ def next_epoch(prompt_ids: Iterable[str], state: RunState) -> int:
 
 
 def round_size(batch: Batch, state: RunState, *, wanted: int, group_size: int) -> int:
-    """Prompts to sample next, when the current step is to hold `wanted` informative groups."""
+    """Prompts to sample next, when the current step is to hold `wanted` informative groups: as many as that takes by
+    the selector's own prediction, or else by what the last round gave."""
+    least = min(batch.least, batch.prompts)
+    expected = state.selector.expects() if batch.adaptive else None
+    if expected:
+        return min(max(ceil(max(0, wanted - state.informative) / expected), least), batch.prompts)
     rolled_out = state.round_kinds.total()
     if not batch.adaptive or not rolled_out:
         return batch.prompts
     wasted = 1.0 - state.round_kinds[GroupKind.INFORMATIVE] / rolled_out
     missing = max(0, wanted - state.informative) * group_size
-    return adaptive_round(
-        missing, wasted, group_size=group_size, default=batch.prompts, floor=min(batch.least, batch.prompts)
-    ).prompts
+    return adaptive_round(missing, wasted, group_size=group_size, default=batch.prompts, floor=least).prompts

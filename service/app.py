@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import datasets, errors, groups, health, jobs, metrics, policies, prompts, runs, workers
+from service.api import datasets, errors, groups, health, jobs, metrics, policies, prompts, replay, runs, workers
 from service.parts import Parts
 
 
@@ -16,7 +16,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             yield {"parts": parts}
 
     app = FastAPI(title="Rollout Refinery", version="1", lifespan=lifespan)
-    for module in (prompts, policies, workers, runs, jobs, groups, datasets, health, metrics):
+    for module in (prompts, policies, workers, runs, jobs, groups, replay, datasets, health, metrics):
         app.include_router(module.router)
     errors.install(app)
     return app

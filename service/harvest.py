@@ -18,7 +18,8 @@ from pydantic import Field, model_validator
 
 from curation.choice import Choice
 from curation.records import Action, Decision, Prompt, Visit
-from curation.selection import RunState, Seen, by_name, next_epoch, plan_round, round_size
+from curation.selection import Inherited, RunState, by_name, next_epoch, plan_round, round_size
+from curation.selectors.base import Seen
 from service.collect import Verify, collect
 from service.engines.base import Engine
 from service.jobs import Cancelled, Job
@@ -134,7 +135,7 @@ class Harvest:
             spent = Spent(
                 funnel["sampled"], funnel["tokens"], earlier + time.monotonic() - began, funnel["informative"]
             )
-            result = {"funnel": funnel | {"seconds": round(spent.seconds, 3)}, "explore": _explore(state)}
+            result = {"funnel": funnel | {"seconds": round(spent.seconds, 3)}, "selector": state.selector.knobs()}
             await self._report(result)
             if self._job.cancel_requested:
                 raise Cancelled(result)
@@ -155,10 +156,22 @@ class Harvest:
             await self._collect_all([_planned_of(row) for row in interrupted])
         continues = await self._groups.last_job(self._run.name) == self._job.id
         seen = await self._groups.seen(self._run.name)
-        state = RunState.replay(self._run.selector, seen)
+        state = RunState.replay(
+            self._run.selector,
+            seen,
+            seed=self._run.seed,
+            group_size=self._run.sampling.n,
+            inherited=await self._inherited(),
+        )
         if seen and not continues:
             state.close_step()  # a job begins a training step of its own
         return state
+
+    async def _inherited(self) -> Inherited:
+        inherit = self._run.inherit
+        if inherit is None:
+            return []
+        return [(*group, inherit.weight) for group in await self._groups.known_before(self._run.name, inherit.runs)]
 
     @property
     def _budget(self) -> Budget:
@@ -193,7 +206,7 @@ class Harvest:
         size = round_size(self._run.batch, state, wanted=wanted, group_size=self._run.sampling.n)
         if self._budget.prompts is not None:
             size = min(size, self._budget.prompts - spent.prompts)
-        return plan_round(self._prompts, state, size=size, seed=self._run.seed, through_epoch=last_epoch)
+        return plan_round(self._prompts, state, size=size, through_epoch=last_epoch)
 
     async def _round(self, visits: list[Visit], state: RunState) -> None:
         number = state.round + 1
@@ -202,8 +215,17 @@ class Harvest:
         collected = await self._collect_all([p for p in planned if not p.visit.decision.action.is_skip])
         for visit in visits:
             group = collected.get(visit.prompt_id)
-            rewards_G = group.group.rewards_G if group else None
-            state.observe(Seen(visit.prompt_id, visit.epoch, state.step, number, visit.decision.action, rewards_G))
+            state.observe(
+                Seen(
+                    visit.prompt_id,
+                    visit.epoch,
+                    state.step,
+                    number,
+                    visit.decision.action,
+                    group.group.rewards_G if group else None,
+                    group.group.policy_version if group else None,
+                )
+            )
 
     async def _collect_all(self, planned: list[PlannedVisit]) -> dict[str, StoredGroup]:
         """The stored groups by prompt. Raises the last StageError when not a single one could be stored."""
@@ -248,7 +270,3 @@ def _planned_of(row: dict[str, Any]) -> PlannedVisit:
     decision = Decision(Action(row["action"]), row["keep_probability"], row["reason"])
     visit = Visit(row["prompt_id"], row["visit"], row["epoch"], decision)
     return PlannedVisit(row["run"], row["job"], row["step"], row["round"], visit)
-
-
-def _explore(state: RunState) -> dict[str, float]:
-    return {"easy": round(state.explore.easy, 4), "hard": round(state.explore.hard, 4)}

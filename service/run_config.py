@@ -6,7 +6,8 @@ from pydantic import Field
 
 from curation.choice import Choice
 from curation.records import GroupKind
-from curation.selection import Batch, Everything, SelectorChoice
+from curation.selection import Batch, SelectorChoice
+from curation.selectors.simple import Everything
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
 """Names appear in URLs and in file names."""
@@ -36,6 +37,14 @@ class Retain(StrEnum):
         return self is Retain.ALL or kind is GroupKind.INFORMATIVE
 
 
+class Inherit(Choice):
+    """What a run knows before its first visit: the groups of earlier runs."""
+
+    runs: tuple[str, ...] = Field(min_length=1)
+    weight: float = Field(0.5, gt=0, le=1)
+    """What such a group counts, of one of the run's own. Selectors that only look at streaks take it whole."""
+
+
 class RunConfig(Choice):
     name: str = Field(pattern=NAME)
     policy: str = Field(pattern=NAME)
@@ -43,6 +52,7 @@ class RunConfig(Choice):
     sampling: Sampling = Sampling()
     selector: SelectorChoice = Everything()
     batch: Batch = Batch()
+    inherit: Inherit | None = None
     retain: Retain = Retain.INFORMATIVE
     seed: int = 0
     imported: bool = False

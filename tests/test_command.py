@@ -93,9 +93,12 @@ def test_from_prompts_to_a_dataset_that_every_reader_understands(tmp_path: Path)
         sampled = refinery("rollouts", "r", "--groups", "20", *at, cwd=tmp_path)
         assert json.loads(sampled.stdout)["funnel"]["informative"] >= 20, sampled.stderr
         freezing = refinery("dataset", "freeze", "d", "--recipe", '{"runs": ["r"]}', *at, cwd=tmp_path)
-        pairs = json.loads(freezing.stdout)["manifest"]["pairs"]
-        assert json.loads(refinery("dataset", "show", "d", *at, cwd=tmp_path).stdout)["manifest"]["pairs"] == pairs
+        pairs = json.loads(freezing.stdout)["manifest"]["rows"]
+        assert json.loads(refinery("dataset", "show", "d", *at, cwd=tmp_path).stdout)["manifest"]["rows"] == pairs
         url = json.loads(freezing.stdout)["urls"]["train.parquet"]
+        funnel = refinery("dataset", "show", "d", *at[:-1], cwd=tmp_path).stdout
+        assert "groups with text" in funnel
+        assert url in funnel
 
         for reader in (
             "import datasets; print(len(datasets.load_dataset('parquet', data_files=URL, split='train')))",

@@ -5,10 +5,13 @@ import subprocess
 import sys
 from contextlib import nullcontext
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
 from curation.recipe import Recipe
+from curation.selection import SelectorChoices
+from curation.selectors.base import SelectorSettings
 from service.app import create_app
 from service.verifiers.catalogue import BUILT_IN
 
@@ -41,3 +44,11 @@ def test_every_command_in_the_readme_has_its_options() -> None:
                 [sys.executable, "-m", "refinery", verbs.split()[0], "--help"], capture_output=True, check=False
             )
         assert ended.returncode == 0, verbs
+
+
+@pytest.mark.parametrize("choice", get_args(SelectorChoices), ids=lambda choice: choice.__name__)
+def test_every_selector_and_every_option_of_it_is_documented(choice: type[SelectorSettings]) -> None:
+    page = (ROOT / "docs/selection.md").read_text()
+    row = next(line for line in page.splitlines() if line.startswith(f"| `{choice.model_fields['kind'].default}` |"))
+
+    assert {name for name in choice.model_fields if name != "kind"} <= set(re.findall(r"`(\w+)`", row))

@@ -63,3 +63,18 @@ def _skips(axes: Axes, report: dict[str, Any]) -> None:
     axes.set_ylabel("share skipped")
     axes.set_title("What GRESO did not sample again")
     axes.legend(frameon=False)
+
+
+def draw_replay(report: dict[str, Any], path: Path) -> None:
+    """Precision against recall of every selector of a replay, with intervals."""
+    figure, axes = plt.subplots(figsize=(7, 5), layout="constrained")
+    for one in report["selectors"]:
+        recall, precision = one["recall"], one["precision"]
+        spread = [[precision["mean"] - precision["low"]], [precision["high"] - precision["mean"]]]
+        axes.errorbar([recall["mean"]], [precision["mean"]], yerr=spread, fmt="o", label=one["selector"]["kind"])
+    axes.set_xlabel("recall: informative visits that are sampled")
+    axes.set_ylabel("precision: sampled visits that are informative")
+    axes.legend(frameon=False)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

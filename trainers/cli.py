@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from trainers.client import DEFAULT_SERVICE
-from trainers.verbs import AsJson, Service, service_at
+from trainers.options import AsJson, Service, service_at
 
 if find_spec("trl") is None:
     raise ModuleNotFoundError("the trainers extra is not installed", name="trl")

@@ -110,7 +110,7 @@ def _improve(refinery: Refinery, folder: Path, seed: int, console: Console) -> d
         "epochs": run["epochs"],
         "pass_rates_before": _first_pass_rates(refinery, "demo"),
         "pass_rates_after": _first_pass_rates(refinery, "demo-after"),
-        "pairs": dataset["manifest"]["pairs"],
+        "pairs": dataset["manifest"]["rows"],
         "dataset_sha256": dataset["manifest"]["files"]["train.parquet"]["sha256"],
         "dataset_url": train_url,
         "accuracy_before": _accuracy_json(before),

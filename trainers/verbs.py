@@ -5,7 +5,6 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,12 +12,12 @@ import typer
 from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
 
 from curation.recorded import FieldMapping, GroupIn
-from trainers.client import DEFAULT_SERVICE, Refinery, RefineryError
+from trainers import replays
+from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at
 
-Service = Annotated[str, typer.Option(help="URL of the service.", envvar="REFINERY_SERVICE")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 GROUPS_PER_REQUEST = 100
 
 prompts = typer.Typer(help="Prompt sets.", no_args_is_help=True)
@@ -31,16 +30,7 @@ def register(app: typer.Typer) -> None:
     app.command()(rollouts)
     app.command("import")(import_file)
     app.command()(rescore)
-
-
-@contextmanager
-def service_at(url: str) -> Iterator[Refinery]:
-    """The service; what it refuses ends the command with one line and exit code 1."""
-    try:
-        with Refinery(url) as refinery:
-            yield refinery
-    except RefineryError as error:
-        sys.exit(f"refinery: {error}")
+    replays.register(app)
 
 
 def progress_bar(*, quiet: bool = False) -> Progress:
@@ -217,10 +207,30 @@ def show(
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:
-    """Shows a dataset version: its recipe, counts, files and URLs."""
+    """Shows what became of the groups on the way into a dataset, and where its files are; --json has the manifest."""
     with service_at(service) as refinery:
-        found = refinery.get(f"/v1/datasets/{name if '@' in name else name + '@latest'}")
-    _show(_absolute(found, service), as_json)
+        found = _absolute(refinery.get(f"/v1/datasets/{name if '@' in name else name + '@latest'}"), service)
+    if as_json:
+        print(json.dumps(found))
+    else:
+        Console().print(_funnel(found))
+        for url in found["urls"].values():
+            print(url)
+
+
+def _funnel(found: dict[str, Any]) -> Table:
+    manifest = found["manifest"]
+    table = Table(f"{found['name']}@{found['version']}: {manifest['recipe']['shape']}", "", title_justify="left")
+    table.add_row("groups with text", str(manifest["groups"]))
+    for reason, count in manifest["dropped"].items():
+        table.add_row(f"  gave no row: {reason.replace('_', ' ')}", f"-{count}")
+    table.add_row("rows made", str(manifest["rows"] + sum(manifest["cut"].values())))
+    for reason, count in manifest["cut"].items():
+        table.add_row(f"  left out: {reason.replace('_', ' ')}", f"-{count}")
+    table.add_row("rows", str(manifest["rows"]))
+    for file, said in manifest["files"].items():
+        table.add_row(f"  {file}", f"{said['rows']} rows, {said['bytes']} bytes")
+    return table
 
 
 def _absolute(frozen: dict[str, Any], service: str) -> dict[str, Any]:

@@ -29,6 +29,7 @@ async def freeze_dataset(body: DatasetIn, parts: PartsDep) -> DatasetOut:
         body.recipe,
         root=parts.dataset_root,
         groups=parts.store.groups,
+        prompts=parts.store.prompts,
         runs=parts.store.runs,
         datasets=parts.store.datasets,
         now=parts.now,

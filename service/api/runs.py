@@ -20,6 +20,8 @@ async def add_run(body: RunConfig, parts: PartsDep, response: Response) -> RunCo
     if body.imported:
         raise Invalid("imported_run", "only POST /v1/rollouts/import makes runs of recorded rollouts")
     await parts.store.policies.versions(body.policy)
+    for earlier in body.inherit.runs if body.inherit else ():
+        await parts.store.runs.get(earlier)
     if not await parts.store.runs.add(body, parts.now()):
         response.status_code = 200
     return body

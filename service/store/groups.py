@@ -22,7 +22,7 @@ from curation.records import (
     Visit,
     WeightSpan,
 )
-from curation.selection import Seen
+from curation.selectors.base import Seen
 from service.run_config import Retain
 from service.stages import NotFound
 from service.store.duck import Duck, Row, Transaction
@@ -85,7 +85,7 @@ class Groups:
     async def seen(self, run: str) -> list[Seen]:
         """Every visit of a run, oldest first: what `RunState.replay` takes."""
         rows = await self._duck.read(
-            """select v.prompt_id, v.epoch, v.step, v.round, v.action, g.rewards
+            """select v.prompt_id, v.epoch, v.step, v.round, v.action, g.rewards, g.policy_version
                from visits v left join judged_groups g using (run, prompt_id, visit) where v.run = ? order by v.seq""",
             [run],
         )
@@ -97,6 +97,7 @@ class Groups:
                 row["round"],
                 Action(row["action"]),
                 None if row["rewards"] is None else tuple(row["rewards"]),
+                row["policy_version"],
             )
             for row in rows
         ]
@@ -163,6 +164,24 @@ class Groups:
         )
         return [tuple(row["rewards"]) for row in rows]
 
+    async def recorded(self, run: str) -> dict[str, list[tuple[float, ...]]]:
+        """Rewards of the scored groups of each prompt of a run, in the order of their visits."""
+        rows = await self._duck.read(
+            """select prompt_id, list(rewards order by visit) as visits from judged_groups
+               where run = ? and len(rewards) > 0 group by prompt_id order by prompt_id""",
+            [run],
+        )
+        return {row["prompt_id"]: [tuple(rewards) for rewards in row["visits"]] for row in rows}
+
+    async def known_before(self, run: str, others: Sequence[str]) -> list[tuple[str, tuple[float, ...]]]:
+        """(prompt, rewards) of every group that other runs had when this one was made, oldest first."""
+        rows = await self._duck.read(
+            """select prompt_id, rewards from judged_groups where list_contains(?, run)
+               and stored_at < (select created_at from runs where run = ?) order by seq""",
+            [list(others), run],
+        )
+        return [(row["prompt_id"], tuple(row["rewards"])) for row in rows]
+
     async def for_curation(
         self, runs: Sequence[str], watermark: int, verifier: str | None = None
     ) -> list[tuple[Group, float | None]]:
@@ -183,6 +202,7 @@ FUNNEL_VISITS = f"""
 select count(*) as considered,
        count(*) filter (where action = 'skipped_easy') as skipped_easy,
        count(*) filter (where action = 'skipped_hard') as skipped_hard,
+       count(*) filter (where action = 'passed_over') as passed_over,
        count(*) filter (where action = 'sampled') as sampled
 from visits where {IN_SCOPE}
 """
@@ -207,6 +227,7 @@ EPOCHS = """
 select v.epoch, count(*) as considered,
        count(*) filter (where v.action = 'skipped_easy') as skipped_easy,
        count(*) filter (where v.action = 'skipped_hard') as skipped_hard,
+       count(*) filter (where v.action = 'passed_over') as passed_over,
        count(*) filter (where g.kind = 'easy') as easy, count(*) filter (where g.kind = 'hard') as hard,
        count(*) filter (where g.kind = 'informative') as informative,
        coalesce(sum(g.tokens), 0)::bigint as tokens

@@ -1,10 +1,14 @@
 """What hypothesis draws for more than one test file."""
 
+from collections.abc import Iterable
+
 from hypothesis import strategies as st
 
+from curation.history import History, PastGroup
 from curation.recipe import (
     AllRightWithWrong,
     BestAndWorst,
+    BestWithRandom,
     BestWithWorst,
     FirstRightFirstWrong,
     KeepAll,
@@ -12,12 +16,27 @@ from curation.recipe import (
     MaxReward,
     MaxVariance,
     OneRandomPair,
+    Quantiles,
     RandomSubset,
     Recipe,
 )
-from curation.records import Group, Outcome
+from curation.records import Group, GroupKind, Outcome
 from tests.builders import a_group, a_prompt, a_rollout
 
+PAST = {
+    GroupKind.EASY: PastGroup(GroupKind.EASY, 1.0, 2),
+    GroupKind.HARD: PastGroup(GroupKind.HARD, 0.0, 2),
+    GroupKind.INFORMATIVE: PastGroup(GroupKind.INFORMATIVE, 0.5, 2),
+    GroupKind.UNSCORED: PastGroup(GroupKind.UNSCORED, 0.0, 0),
+}
+
+
+def a_history(visits: int, kinds_N: Iterable[GroupKind]) -> History:
+    """A prompt's past that had groups of these kinds."""
+    return History(visits, tuple(PAST[kind] for kind in kinds_N))
+
+
+histories = st.builds(a_history, st.integers(0, 100), st.lists(st.sampled_from(GroupKind), max_size=8))
 keeps = st.integers(2, 6)
 margins = st.floats(0, 1)
 seeds = st.integers(0, 2**32)
@@ -26,13 +45,16 @@ down_samplings = st.one_of(
     st.just(KeepAll()),
     st.builds(MaxVariance, keep=keeps),
     st.builds(MaxReward, keep=keeps),
+    st.builds(MaxVariance, keep=keeps, draw_among_equals=st.just(True)),
     st.builds(BestAndWorst, keep=keeps),
+    st.builds(Quantiles, keep=keeps),
     st.builds(RandomSubset, keep=keeps),
 )
 pair_rules = st.one_of(
     st.builds(FirstRightFirstWrong, margin=margins),
     st.builds(OneRandomPair, margin=margins),
-    st.builds(BestWithWorst, margin=margins),
+    st.builds(BestWithWorst, margin=margins, length_penalty=st.sampled_from([0.0, 0.5])),
+    st.builds(BestWithRandom, margin=margins),
     st.builds(AllRightWithWrong, margin=margins),
     st.builds(KRandomPairs, margin=margins, k=st.integers(1, 5)),
 )

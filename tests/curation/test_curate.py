@@ -60,7 +60,7 @@ def test_the_order_in_which_groups_come_does_not_matter(
 
 @given(group_lists(), recipes)
 def test_rows_come_in_the_order_of_prompt_run_and_visit(history: list[Group], recipe: Recipe) -> None:
-    found = curate(history, recipe).pairs
+    found = curate(history, recipe).rows
 
     places = [(p.group.prompt.id, p.group.run, p.group.visit, p.chosen, p.rejected) for p in found]
     assert places == sorted(set(places))
@@ -68,7 +68,7 @@ def test_rows_come_in_the_order_of_prompt_run_and_visit(history: list[Group], re
 
 @given(group_lists(), recipes)
 def test_a_pair_has_two_scored_sides_that_differ_by_the_margin(history: list[Group], recipe: Recipe) -> None:
-    found = curate(history, recipe).pairs
+    found = curate(history, recipe).rows
 
     for pair in found:
         chosen, rejected = pair.group.rollouts_G[pair.chosen], pair.group.rollouts_G[pair.rejected]
@@ -81,7 +81,7 @@ def test_a_pair_has_two_scored_sides_that_differ_by_the_margin(history: list[Gro
 
 @given(group_lists(), recipes)
 def test_a_pair_uses_no_rollout_that_the_recipe_leaves_out(history: list[Group], recipe: Recipe) -> None:
-    found = curate(history, recipe).pairs
+    found = curate(history, recipe).rows
 
     for pair in found:
         for rollout in (pair.group.rollouts_G[pair.chosen], pair.group.rollouts_G[pair.rejected]):
@@ -94,10 +94,10 @@ def test_a_pair_uses_no_rollout_that_the_recipe_leaves_out(history: list[Group],
 def test_every_group_gives_pairs_or_is_counted_as_dropped(history: list[Group], recipe: Recipe) -> None:
     curated = curate(history, unlimited(recipe))
 
-    with_pairs = {pair.group.id for pair in curated.pairs}
+    with_pairs = {pair.group.id for pair in curated.rows}
     assert curated.groups == len(history)
     assert curated.groups == len(with_pairs) + curated.dropped.total()
-    assert curated.pairs_over_limit == 0
+    assert not curated.cut
     for group in history:
         assert isinstance(pairs_of(group, recipe), Dropped) == (group.id not in with_pairs)
 
@@ -114,31 +114,31 @@ def test_the_pairs_of_a_group_do_not_depend_on_the_other_groups(history: list[Gr
             dropped[result] += 1
         else:
             alone += result
-    assert (together.pairs, together.dropped) == (alone, dropped)
+    assert (together.rows, together.dropped) == (alone, dropped)
 
 
 @given(group_lists(), recipes, st.integers(1, 12))
 def test_the_limit_draws_some_of_all_pairs_and_counts_the_rest(
     history: list[Group], recipe: Recipe, limit: int
 ) -> None:
-    every = rows(curate(history, unlimited(recipe)).pairs)
+    every = rows(curate(history, unlimited(recipe)).rows)
 
     def limited(to: int) -> Curated:
         return curate(history, recipe.model_copy(update={"max_pairs": to}))
 
     curated, wider = limited(limit), limited(limit + 1)
 
-    kept = rows(curated.pairs)
+    kept = rows(curated.rows)
     assert len(kept) == min(limit, len(every))
-    assert len(kept) + curated.pairs_over_limit == len(every)
+    assert len(kept) + curated.cut.total() == len(every)
     assert kept == [row for row in every if row in kept]
-    assert set(kept) <= set(rows(wider.pairs))
+    assert set(kept) <= set(rows(wider.rows))
 
 
 def test_the_limit_favours_no_place_in_the_history() -> None:
     history = [a_group(1.0, 0.0, prompt=a_prompt(f"{i} + 1?")) for i in range(400)]
 
-    kept = curate(history, a_recipe(max_pairs=100)).pairs
+    kept = curate(history, a_recipe(max_pairs=100)).rows
 
     places = [sorted(g.prompt.id for g in history).index(pair.group.prompt.id) for pair in kept]
     quarters = Counter(place // 100 for place in places)
@@ -221,20 +221,20 @@ def test_with_nothing_left_out_every_right_and_wrong_one_becomes_a_pair(group: G
 def test_a_group_is_dropped_for_a_reason(group: Group, recipe: Recipe, reason: Dropped) -> None:
     curated = curate([group], recipe)
 
-    assert (curated.pairs, curated.groups, curated.dropped) == ([], 1, Counter([reason]))
+    assert (curated.rows, curated.groups, curated.dropped) == ([], 1, Counter([reason]))
 
 
 @pytest.mark.parametrize("version", [1, 2])
 def test_both_ends_of_the_policy_versions_are_taken(version: int) -> None:
     group = a_group(1.0, 0.0, policy_version=version)
 
-    assert rows(curate([group], a_recipe(policy_versions=(1, 2))).pairs) == [(group.id, 0, 1)]
+    assert rows(curate([group], a_recipe(policy_versions=(1, 2))).rows) == [(group.id, 0, 1)]
 
 
 def test_a_timeout_is_not_a_wrong_answer() -> None:
     group = a_group(None, 1.0, None, 0.0)
 
-    found = curate([group], a_recipe(AllRightWithWrong())).pairs
+    found = curate([group], a_recipe(AllRightWithWrong())).rows
 
     assert rows(found) == [(group.id, 1, 3)]
 
@@ -244,7 +244,7 @@ def test_no_prompt_is_in_both_splits(texts: list[str], recipe: Recipe) -> None:
     history = [a_group(1.0, 0.0, 1.0, prompt=a_prompt(t), run=r, visit=v) for t in texts for r in "ab" for v in (0, 1)]
     taken = a_recipe(AllRightWithWrong(), test_share=recipe.test_share, seed=recipe.seed)
 
-    found = curate(history, taken).pairs
+    found = curate(history, taken).rows
 
     prompts = {
         split: {p.group.prompt.id for p in found if split_of(p.group.prompt.id, taken) is split} for split in Split
@@ -283,7 +283,7 @@ def test_the_digest_of_a_dataset_does_not_depend_on_the_order_of_its_groups(
 ) -> None:
     shuffled = data.draw(st.permutations(history))
 
-    assert digest(rows(curate(shuffled, recipe).pairs)) == digest(rows(curate(history, recipe).pairs))
+    assert digest(rows(curate(shuffled, recipe).rows)) == digest(rows(curate(history, recipe).rows))
 
 
 A_HISTORY = [
@@ -336,7 +336,7 @@ def test_other_rows_for_the_same_recipe_need_another_revision_of_the_rules() -> 
     datasets = [
         [(*row, split_of(pair.group.prompt.id, recipe)) for row, pair in zip(rows(found), found, strict=True)]
         for recipe in A_SHELF
-        for found in [curate(A_HISTORY, recipe.model_copy(update={"test_share": 0.5})).pairs]
+        for found in [curate(A_HISTORY, recipe.model_copy(update={"test_share": 0.5})).rows]
     ]
 
     assert digest(datasets) == GOLDEN[RULES]
@@ -347,7 +347,7 @@ def test_the_rows_of_one_recipe_can_be_read() -> None:
 
     curated = curate(A_HISTORY, a_recipe(BestWithWorst(), MaxVariance(keep=4)))
 
-    assert sorted((*name_of[group], chosen, rejected) for group, chosen, rejected in rows(curated.pairs)) == [
+    assert sorted((*name_of[group], chosen, rejected) for group, chosen, rejected in rows(curated.rows)) == [
         ("1 + 1?", "other", 7, 0),
         ("1 + 1?", "run", 3, 0),
         ("2 + 2?", "run", 3, 1),

@@ -4,26 +4,30 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation import greso
 from curation.greso import (
     Controller,
     Explore,
     StepTally,
     adaptive_round,
-    decide,
     keep_probability,
     steer,
 )
 from curation.history import History
-from curation.records import Action, GroupKind
+from curation.records import Action, Decision, GroupKind
+from tests.curation.strategies import a_history, histories
 
 EASY, HARD, INFORMATIVE, UNSCORED = GroupKind.EASY, GroupKind.HARD, GroupKind.INFORMATIVE, GroupKind.UNSCORED
 
 shares = st.floats(0, 1)
 streaks = st.integers(0, 40)
 explores = st.builds(Explore, shares, shares)
-histories = st.builds(History, st.integers(0, 100), st.lists(st.sampled_from(GroupKind), max_size=8).map(tuple))
 prompt_ids = st.text(max_size=4)
 seeds = st.integers(0, 1000)
+
+
+def decide(prompt_id: str, past: History, explore: Explore, *, seed: int, floor: float = 0.0) -> Decision:
+    return greso.decide(prompt_id, past.streak, past.visits, explore, seed=seed, floor=floor)
 
 
 @pytest.mark.parametrize(
@@ -82,9 +86,11 @@ def test_a_chance_of_nonsense_is_refused(streak: int, explore: float, floor: flo
 def test_a_prompt_never_seen_or_last_informative_is_never_skipped(
     last: tuple[GroupKind, ...], prompt_id: str, past: History, explore: Explore, seed: int
 ) -> None:
-    kinds_N = (*past.kinds_N, *last) if INFORMATIVE in last else last
+    now = a_history(past.visits, last)
+    if INFORMATIVE in last:
+        now = History(past.visits, past.groups_N + now.groups_N)
 
-    decision = decide(prompt_id, History(past.visits, kinds_N), explore, seed=seed)
+    decision = decide(prompt_id, now, explore, seed=seed)
 
     assert (decision.action, decision.keep_probability) == (Action.SAMPLED, 1.0)
 
@@ -109,7 +115,7 @@ def test_only_the_trailing_streak_and_the_visit_matter(
     prompt_id: str, history: History, explore: Explore, seed: int
 ) -> None:
     kind, length = history.streak
-    same = History(history.visits, (INFORMATIVE, *[kind] * length))
+    same = a_history(history.visits, (INFORMATIVE, *[kind] * length))
 
     assert decide(prompt_id, same, explore, seed=seed) == decide(prompt_id, history, explore, seed=seed)
 
@@ -139,7 +145,7 @@ def test_a_floor_of_one_skips_nothing_and_a_base_of_zero_skips_every_streak(
 
 def test_a_skipped_prompt_is_drawn_anew_on_its_next_visit() -> None:
     for prompt_id in "abcdefgh":
-        visits = [decide(prompt_id, History(v, (HARD,)), Explore(), seed=0).action.is_skip for v in range(64)]
+        visits = [decide(prompt_id, a_history(v, (HARD,)), Explore(), seed=0).action.is_skip for v in range(64)]
 
         assert set(visits) == {True, False}
 
@@ -152,7 +158,7 @@ def test_a_streak_is_tried_again_after_so_many_passes_on_average(z: int, passes:
     visits = 400 * passes
 
     sampled = sum(
-        not decide("p", History(visit, (EASY,) * z), Explore(), seed=7, floor=0.01).action.is_skip
+        not decide("p", a_history(visit, (EASY,) * z), Explore(), seed=7, floor=0.01).action.is_skip
         for visit in range(visits)
     )
 

@@ -6,9 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.history import NO_STREAK, History, Streak, streak
+from curation.history import NO_STREAK, Streak, streak
 from curation.records import GroupKind, Outcome, Verdict, ZeroVariance, kind_of, release_kind
 from tests.builders import a_group, a_rollout
+from tests.curation.strategies import a_history
 
 EASY, HARD, INFORMATIVE, UNSCORED = GroupKind.EASY, GroupKind.HARD, GroupKind.INFORMATIVE, GroupKind.UNSCORED
 
@@ -53,7 +54,7 @@ def test_a_group_without_scores_says_nothing(kinds_N: list[GroupKind], place: in
 
 @given(pasts, st.integers(0, 100))
 def test_visits_alone_change_no_streak(kinds_N: list[GroupKind], visits: int) -> None:
-    assert History(visits, tuple(kinds_N)).streak == streak(kinds_N)
+    assert a_history(visits, kinds_N).streak == streak(kinds_N)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from curation.pairs import (
     IndexPair,
     Scored,
     all_right_with_wrong,
+    best_with_random,
     best_with_worst,
     first_right_first_wrong,
     k_random_pairs,
@@ -51,7 +52,7 @@ def test_right_is_reward_1_wrong_is_reward_0_and_the_rest_is_neither(scored_G: l
 @every_rule
 @given(groups)
 def test_chosen_is_always_right_and_rejected_always_wrong(rule: Rule, scored_G: list[Scored]) -> None:
-    reward_of = dict(scored_G)
+    reward_of = {s.slot: s.reward for s in scored_G}
 
     found = rule(scored_G)
 
@@ -164,3 +165,37 @@ def test_a_pair_tells_its_prompt_its_policy_and_its_verifier(version: int) -> No
 
     assert (pair.group.prompt, pair.group.policy_version) == (prompt, 150)
     assert [rollout.verdict.verifier for rollout in pair.group.rollouts_G] == ["math@1", "math@1"]
+
+
+@given(groups, st.floats(0, 1), seeds)
+def test_best_with_random_pairs_the_best_with_any_that_is_low_enough(
+    scored_G: list[Scored], margin: float, seed: int
+) -> None:
+    found = best_with_random(scored_G, random.Random(seed), margin)
+
+    best = max((s.reward for s in scored_G), default=0.0)
+    lower = [s.slot for s in scored_G if s.reward < best and best - s.reward >= margin - 1e-9]
+    assert bool(found) == bool(lower)
+    for pair in found:
+        assert pair.chosen == next(s.slot for s in scored_G if s.reward == best)
+        assert pair.rejected in lower
+
+
+def test_best_with_random_takes_every_lower_one_now_and_then() -> None:
+    scored_G = scored(1.0, 0.0, 0.5, 1.0, 0.25)
+
+    drawn = {best_with_random(scored_G, random.Random(seed))[0].rejected for seed in range(100)}
+
+    assert drawn == {1, 2, 4}
+
+
+def test_a_length_penalty_ranks_and_does_not_count() -> None:
+    scored_G = [Scored(0, 1.0, 3000), Scored(1, 0.9, 100), Scored(2, 0.5, 100), Scored(3, 0.6, 5000)]
+
+    assert best_with_worst(scored_G) == [IndexPair(0, 2)]
+    assert best_with_worst(scored_G, penalty=0.1) == [IndexPair(1, 3)]
+    assert best_with_worst(scored_G, margin=0.31, penalty=0.1) == []
+
+
+def test_what_only_the_penalty_tells_apart_is_no_pair() -> None:
+    assert best_with_worst([Scored(0, 1.0, 10), Scored(1, 1.0, 5000)], penalty=1.0) == []

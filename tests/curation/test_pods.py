@@ -19,6 +19,7 @@ from curation.pods import (
     max_reward,
     max_variance,
     max_variance_many,
+    quantiles,
     random_subset,
 )
 
@@ -375,7 +376,7 @@ def a_random_subset(rewards_G: Sequence[float], keep: int) -> list[int]:
     return random_subset(rewards_G, keep, random.Random(0))
 
 
-every_rule = pytest.mark.parametrize("rule", [max_variance, max_reward, best_and_worst, a_random_subset])
+every_rule = pytest.mark.parametrize("rule", [max_variance, max_reward, best_and_worst, quantiles, a_random_subset])
 
 
 @every_rule
@@ -418,3 +419,17 @@ def test_rewards_of_many_groups_are_a_matrix(rewards: Any) -> None:
 
 def test_no_groups_give_an_empty_selection() -> None:
     assert max_variance_many(np.empty((0, 8)), 4).shape == (0, 4)
+
+
+@pytest.mark.parametrize(
+    ("rewards_G", "keep", "kept"),
+    [
+        ([0.0, 0.25, 0.5, 0.75, 1.0], 3, [0, 2, 4]),
+        ([1.0, 0.75, 0.5, 0.25, 0.0], 2, [0, 4]),
+        ([0.0, 0.0, 0.0, 1.0], 2, [0, 3]),
+        ([0.1, 0.9, 0.5], 1, [1]),
+        ([0.3, 0.1, 0.2], 3, [0, 1, 2]),
+    ],
+)
+def test_quantiles_are_evenly_spaced_ranks(rewards_G: list[float], keep: int, kept: list[int]) -> None:
+    assert quantiles(rewards_G, keep) == kept

@@ -10,25 +10,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from benchmarks.static_pool import simulate
-from curation.greso import Explore
+from benchmarks.pools import simulate
 from curation.history import History, Streak
 from curation.keys import rng_for
 from curation.records import Action, GroupKind, Visit, ZeroVariance
-from curation.selection import (
-    Batch,
-    Everything,
-    Greso,
-    RunState,
-    Seen,
-    by_name,
-    choose,
-    next_epoch,
-    plan_round,
-    round_size,
-)
+from curation.selection import Batch, RunState, SelectorChoices, by_name, next_epoch, plan_round, round_size
+from curation.selectors.base import Candidate, Seen
+from curation.selectors.posterior import Posterior
+from curation.selectors.ranking import Learnability, Mopps
+from curation.selectors.simple import Band, Everything, Greso, Pools, RandomShare, Retire
+from tests.curation.strategies import a_history
 
-Selector = Everything | Greso
+Selector = SelectorChoices
 Rewards = tuple[float, ...] | None
 
 WANTED = 3
@@ -37,7 +30,22 @@ WANTED = 3
 GRESO = Greso(explore_easy=0.3, explore_hard=0.6, step=0.1)
 RELEASE = Greso(floor=0.01, zero_variance=ZeroVariance.RELEASE)
 
-selectors = st.sampled_from([Everything(), Greso(), GRESO, RELEASE])
+SELECTORS = [
+    Everything(),
+    RandomShare(share=0.5),
+    Greso(),
+    GRESO,
+    RELEASE,
+    Pools(),
+    Pools(hard_up_to=0, easy_from=1, keep_hard=0, keep_easy=0),
+    Band(),
+    Retire(after=1),
+    Mopps(),
+    Learnability(candidates=3),
+    Posterior(target=0.5),
+]
+selectors = st.sampled_from(SELECTORS)
+deciding_alone = st.sampled_from([choice for choice in SELECTORS if not isinstance(choice, Mopps | Learnability)])
 prompt_sets = st.integers(1, 10).map(lambda count: [f"p{i}" for i in range(count)])
 round_sizes = st.lists(st.integers(1, 6), min_size=1, max_size=10)
 seeds = st.integers(0, 10_000)
@@ -55,13 +63,23 @@ def seen(visit: Visit, state: RunState, number: int, rewards_G: Rewards) -> Seen
     return Seen(visit.prompt_id, visit.epoch, state.step, number, visit.decision.action, rewards_G)
 
 
+def replay(selector: Selector, rows: Sequence[Seen], seed: int = 0) -> RunState:
+    return RunState.replay(selector, rows, seed=seed, group_size=2)
+
+
+def standing(state: RunState) -> tuple[Any, ...]:
+    """Everything about a run that can be seen from outside."""
+    counters = state.epoch, state.step, state.tally, state.informative, state.round, state.round_kinds
+    return state.histories, state.epochs, counters, state.selector.knobs()
+
+
 def play(selector: Selector, prompt_ids: Sequence[str], sizes: Sequence[int], seed: int) -> Iterator[list[Seen]]:
     """The rows of one round after another of a live run."""
-    state = RunState.replay(selector, [])
+    state = replay(selector, [], seed)
     for number, size in enumerate(sizes):
         if state.informative >= WANTED:
             state.close_step()
-        plan = plan_round(prompt_ids, state, size=size, seed=seed)
+        plan = plan_round(prompt_ids, state, size=size)
         rows = [seen(visit, state, number, earned(visit, seed)) for visit in plan]
         for row in rows:
             state.observe(row)
@@ -80,18 +98,18 @@ def observed(state: RunState, rows: Sequence[Seen]) -> RunState:
 def test_a_restart_between_any_two_rounds_plans_the_same_next_round(
     selector: Selector, prompt_ids: list[str], sizes: list[int], seed: int
 ) -> None:
-    live = RunState.replay(selector, [])
+    live = replay(selector, [], seed)
     stored: list[Seen] = []
 
     for number, size in enumerate(sizes):
-        restarted = RunState.replay(selector, stored)
-        assert restarted == live
+        restarted = replay(selector, stored, seed)
+        assert standing(restarted) == standing(live)
         for state in (live, restarted):
             if state.informative >= WANTED:
                 state.close_step()
-        plan = plan_round(prompt_ids, live, size=size, seed=seed)
-        assert plan_round(prompt_ids, restarted, size=size, seed=seed) == plan
-        assert restarted == live
+        plan = plan_round(prompt_ids, live, size=size)
+        assert plan_round(prompt_ids, restarted, size=size) == plan
+        assert standing(restarted) == standing(live)
 
         rows = [seen(visit, live, number, earned(visit, seed)) for visit in plan]
         for row in rows:
@@ -104,13 +122,13 @@ def test_planning_changes_nothing_and_ignores_the_order_of_the_prompts(
     selector: Selector, prompt_ids: list[str], sizes: list[int], seed: int, size: int
 ) -> None:
     rows = [row for round_rows in play(selector, prompt_ids, sizes, seed) for row in round_rows]
-    state = RunState.replay(selector, rows)
+    state = replay(selector, rows, seed)
 
-    first = plan_round(prompt_ids, state, size=size, seed=seed)
-    second = plan_round(set(prompt_ids), state, size=size, seed=seed)
+    first = plan_round(prompt_ids, state, size=size)
+    second = plan_round(set(prompt_ids), state, size=size)
 
     assert first == second
-    assert state == RunState.replay(selector, rows)
+    assert standing(state) == standing(replay(selector, rows, seed))
 
 
 @given(selectors, prompt_sets, round_sizes, seeds)
@@ -143,22 +161,22 @@ def test_a_visit_is_numbered_by_the_visits_before_it(
     rows = [row for round_rows in play(selector, prompt_ids, sizes, seed) for row in round_rows]
     before = Counter(row.prompt_id for row in rows)
 
-    plan = plan_round(prompt_ids, RunState.replay(selector, rows), size=size, seed=seed)
+    plan = plan_round(prompt_ids, replay(selector, rows, seed), size=size)
 
     for visit in plan:
         assert visit.visit == before[visit.prompt_id]
         before[visit.prompt_id] += 1
 
 
-@given(selectors, prompt_sets, round_sizes, seeds)
+@given(deciding_alone, prompt_sets, round_sizes, seeds)
 def test_a_prompt_added_in_the_middle_of_a_pass_does_not_move_the_others(
     selector: Selector, prompt_ids: list[str], sizes: list[int], seed: int
 ) -> None:
     rows = [row for round_rows in play(selector, prompt_ids, sizes, seed) for row in round_rows]
-    state = RunState.replay(selector, rows)
+    state = replay(selector, rows, seed)
 
     def rest_of_the_pass(ids: Sequence[str]) -> list[Visit]:
-        return plan_round(ids, state, size=len(ids), seed=seed, through_epoch=state.epoch)
+        return plan_round(ids, state, size=len(ids), through_epoch=state.epoch)
 
     before, after = rest_of_the_pass(prompt_ids), rest_of_the_pass([*prompt_ids, "added"])
 
@@ -171,10 +189,10 @@ def test_no_visit_lies_beyond_the_last_pass(
     selector: Selector, prompt_ids: list[str], sizes: list[int], seed: int, last: int
 ) -> None:
     rows = [row for round_rows in play(selector, prompt_ids, sizes, seed) for row in round_rows]
-    state = RunState.replay(selector, rows)
+    state = replay(selector, rows, seed)
 
-    whole = plan_round(prompt_ids, state, size=4, seed=seed)
-    limited = plan_round(prompt_ids, state, size=4, seed=seed, through_epoch=last)
+    whole = plan_round(prompt_ids, state, size=4)
+    limited = plan_round(prompt_ids, state, size=4, through_epoch=last)
 
     assert limited == [visit for visit in whole if visit.epoch <= last]
 
@@ -184,20 +202,20 @@ def test_the_next_pass_is_the_pass_of_the_next_visit(
     selector: Selector, prompt_ids: list[str], sizes: list[int], seed: int
 ) -> None:
     rows = [row for round_rows in play(selector, prompt_ids, sizes, seed) for row in round_rows]
-    state = RunState.replay(selector, rows)
+    state = replay(selector, rows, seed)
 
-    assert next_epoch(prompt_ids, state) == plan_round(prompt_ids, state, size=1, seed=seed)[0].epoch
+    assert next_epoch(prompt_ids, state) == plan_round(prompt_ids, state, size=1)[0].epoch
 
 
 def test_every_pass_and_every_run_has_an_order_of_its_own() -> None:
     prompt_ids = [f"p{i}" for i in range(20)]
-    state = RunState.replay(Everything(), [])
+    seen = [Seen(p, 0, 0, 0, Action.SAMPLED, None) for p in prompt_ids]
 
-    def order_of_a_pass(after: RunState, seed: int) -> tuple[str, ...]:
-        return tuple(visit.prompt_id for visit in plan_round(prompt_ids, after, size=20, seed=seed))
+    def order_of_a_pass(state: RunState) -> tuple[str, ...]:
+        return tuple(visit.prompt_id for visit in plan_round(prompt_ids, state, size=20))
 
-    later = observed(state, [Seen(p, 0, 0, 0, Action.SAMPLED, None) for p in prompt_ids])
-    orders = {order_of_a_pass(state, 0), order_of_a_pass(state, 1), order_of_a_pass(later, 0)}
+    states = replay(Everything(), [], 0), replay(Everything(), [], 1), replay(Everything(), seen, 0)
+    orders = {order_of_a_pass(state) for state in states}
 
     assert len(orders) == 3
 
@@ -214,23 +232,24 @@ def test_a_skip_changes_no_streak_and_counts_as_a_visit(
     selector: Greso, prompt_ids: list[str], sizes: list[int], seed: int
 ) -> None:
     rows = [row for round_rows in play(selector, prompt_ids, sizes, seed) for row in round_rows]
-    state = RunState.replay(selector, rows)
+    state = replay(selector, rows, seed)
 
     after = observed(state, [Seen(p, state.epoch, state.step, 99, Action.SKIPPED_HARD, None) for p in prompt_ids])
 
     for prompt_id in prompt_ids:
         before, now = state.history(prompt_id), after.history(prompt_id)
-        assert now == History(before.visits + 1, before.kinds_N)
-    assert (after.tally, after.informative, after.explore) == (state.tally, state.informative, state.explore)
+        assert now == History(before.visits + 1, before.groups_N)
+    assert (after.tally, after.informative) == (state.tally, state.informative)
+    assert after.selector.knobs() == state.selector.knobs()
 
 
 def test_a_skipped_prompt_is_drawn_anew_on_each_visit_and_comes_back() -> None:
     prompt_ids = [f"p{i}" for i in range(50)]
-    state = RunState.replay(Greso(step=0), [])
+    state = replay(Greso(step=0), [])
     actions: dict[str, list[Action]] = {prompt_id: [] for prompt_id in prompt_ids}
 
     for number in range(100):
-        for visit in plan_round(prompt_ids, state, size=50, seed=0, through_epoch=39):
+        for visit in plan_round(prompt_ids, state, size=50, through_epoch=39):
             rewards_G = None if visit.decision.action.is_skip else (0.0, 0.0)
             state.observe(seen(visit, state, number, rewards_G))
             actions[visit.prompt_id].append(visit.decision.action)
@@ -255,7 +274,7 @@ def test_a_step_counts_exactly_the_groups_it_rolled_out(
 ) -> None:
     rounds = list(play(selector, prompt_ids, sizes, seed))
 
-    state = RunState.replay(selector, [row for rows in rounds for row in rows])
+    state = replay(selector, [row for rows in rounds for row in rows], seed)
 
     in_step = [row.rewards_G for rows in rounds for row in rows if row.step == state.step]
     in_round = [row.rewards_G for row in rounds[-1] if row.rewards_G is not None]
@@ -274,13 +293,13 @@ def test_a_step_counts_exactly_the_groups_it_rolled_out(
 @given(prompt_ids=prompt_sets, seed=seeds)
 def test_greso_that_always_tries_again_is_dynamic_sampling(adaptive: bool, prompt_ids: list[str], seed: int) -> None:
     batch = Batch(groups=WANTED, prompts=4, least=1, adaptive=adaptive)
-    states = RunState.replay(Everything(), []), RunState.replay(Greso(floor=1.0), [])
+    states = replay(Everything(), [], seed), replay(Greso(floor=1.0), [], seed)
 
     for number in range(8):
         plans = []
         for state in states:
             size = round_size(batch, state, wanted=WANTED, group_size=2)
-            plan = plan_round(prompt_ids, state, size=size, seed=seed)
+            plan = plan_round(prompt_ids, state, size=size)
             for visit in plan:
                 state.observe(seen(visit, state, number, earned(visit, seed)))
             if state.informative >= WANTED:
@@ -292,27 +311,27 @@ def test_greso_that_always_tries_again_is_dynamic_sampling(adaptive: bool, promp
 
 def test_each_kind_of_waste_is_held_against_its_own_target() -> None:
     groups = [(1.0, 1.0), (0.0, 0.0), *[(0.0, 1.0)] * 8]
-    state = RunState.replay(Greso(), [Seen(f"p{i}", 1, 0, 0, Action.SAMPLED, r) for i, r in enumerate(groups)])
+    state = replay(Greso(), [Seen(f"p{i}", 1, 0, 0, Action.SAMPLED, r) for i, r in enumerate(groups)])
 
     state.close_step()
 
-    assert (state.explore.easy, state.explore.hard) == pytest.approx((0.49, 0.51))
+    assert tuple(state.selector.knobs().values()) == pytest.approx((0.49, 0.51))
 
 
 def test_a_replay_passes_over_steps_that_left_no_visit() -> None:
     rows = [Seen("p", 1, step, 0, Action.SAMPLED, (0.0, 0.0)) for step in (0, 3)]
 
-    state = RunState.replay(GRESO, rows)
+    state = replay(GRESO, rows)
 
     assert (state.step, state.tally.total) == (3, 1)
-    assert (state.explore.easy, state.explore.hard) == pytest.approx((0.4, 0.5))
+    assert tuple(state.selector.knobs().values()) == pytest.approx((0.4, 0.5))
 
 
 @given(st.lists(st.sampled_from(GroupKind), max_size=6), seeds)
 def test_without_a_selection_every_prompt_is_sampled(kinds_N: list[GroupKind], seed: int) -> None:
-    history = History(len(kinds_N), tuple(kinds_N))
+    selector = Everything().build(seed=seed, group_size=8)
 
-    decision = choose(Everything(), "p", history, Explore(0.0, 0.0), seed=seed)
+    [decision] = selector.decide([Candidate("p", 0, a_history(len(kinds_N), kinds_N))], 1)
 
     assert (decision.action, decision.keep_probability) == (Action.SAMPLED, 1.0)
 
@@ -324,7 +343,7 @@ def test_a_prompt_asked_for_by_name_is_sampled_whatever_its_past(
     rows = [row for round_rows in play(GRESO, prompt_ids, sizes, seed) for row in round_rows]
     visits_before = Counter(row.prompt_id for row in rows)
 
-    named = by_name(prompt_ids, RunState.replay(GRESO, rows))
+    named = by_name(prompt_ids, replay(GRESO, rows))
 
     assert [visit.prompt_id for visit in named] == prompt_ids
     assert all(visit.decision.action is Action.SAMPLED for visit in named)
@@ -332,31 +351,31 @@ def test_a_prompt_asked_for_by_name_is_sampled_whatever_its_past(
 
 
 def test_the_release_files_a_group_as_hard_that_the_step_counts_as_informative() -> None:
-    state = RunState.replay(RELEASE, [Seen("p", 0, 0, 0, Action.SAMPLED, (0.0, 0.1))])
+    state = replay(RELEASE, [Seen("p", 0, 0, 0, Action.SAMPLED, (0.0, 0.1))])
 
-    assert state.history("p").streak == Streak(GroupKind.HARD, 1)
+    assert state.history("p").streak_by(ZeroVariance.RELEASE) == Streak(GroupKind.HARD, 1)
     assert (state.informative, state.tally.hard) == (1, 0)
 
 
 @pytest.mark.parametrize(
     ("epoch", "rewards_G", "explore"),
     [
-        pytest.param(0, (0.0, 0.0), Explore(0.3, 0.6), id="first-pass-moves-none"),
-        pytest.param(1, (0.0, 0.0), Explore(0.4, 0.5), id="all-wrong"),
-        pytest.param(1, (1.0, 1.0), Explore(0.2, 0.7), id="all-right"),
-        pytest.param(1, (0.0, 1.0), Explore(0.4, 0.7), id="mixed"),
-        pytest.param(1, (), Explore(0.3, 0.6), id="unscored"),
-        pytest.param(1, None, Explore(0.3, 0.6), id="failed"),
+        pytest.param(0, (0.0, 0.0), (0.3, 0.6), id="first-pass-moves-none"),
+        pytest.param(1, (0.0, 0.0), (0.4, 0.5), id="all-wrong"),
+        pytest.param(1, (1.0, 1.0), (0.2, 0.7), id="all-right"),
+        pytest.param(1, (0.0, 1.0), (0.4, 0.7), id="mixed"),
+        pytest.param(1, (), (0.3, 0.6), id="unscored"),
+        pytest.param(1, None, (0.3, 0.6), id="failed"),
     ],
 )
-def test_the_bases_move_once_at_the_end_of_a_step(epoch: int, rewards_G: Rewards, explore: Explore) -> None:
-    state = RunState.replay(GRESO, [Seen("p", epoch, 0, 0, Action.SAMPLED, rewards_G)])
-    before = state.explore
+def test_the_bases_move_once_at_the_end_of_a_step(epoch: int, rewards_G: Rewards, explore: tuple[float, float]) -> None:
+    state = replay(GRESO, [Seen("p", epoch, 0, 0, Action.SAMPLED, rewards_G)])
+    before = tuple(state.selector.knobs().values())
 
     state.close_step()
 
-    assert before == Explore(0.3, 0.6)
-    assert (state.explore.easy, state.explore.hard) == pytest.approx((explore.easy, explore.hard))
+    assert before == (0.3, 0.6)
+    assert tuple(state.selector.knobs().values()) == pytest.approx(explore)
     assert (state.step, state.informative, state.tally.total) == (1, 0, 0)
 
 
@@ -371,7 +390,7 @@ def test_a_round_is_sized_by_the_latest_round_of_the_step(
     batch = Batch(prompts=24, least=least)
     earlier = [Seen("p", 0, 0, 0, Action.SAMPLED, (0.0, 1.0))]
     latest = [Seen(f"p{i}", 0, 0, 1, Action.SAMPLED, rewards_G) for i, rewards_G in enumerate(groups)]
-    state = RunState.replay(Everything(), earlier + latest)
+    state = replay(Everything(), earlier + latest)
 
     size = round_size(batch, state, wanted=wanted, group_size=2)
 
@@ -393,11 +412,11 @@ def test_a_round_is_sized_by_the_latest_round_of_the_step(
 def test_a_round_with_nothing_to_go_by_has_the_default_size(adaptive: bool, rows: list[Seen]) -> None:
     batch = Batch(groups=64, prompts=96, least=1, adaptive=adaptive)
 
-    assert round_size(batch, RunState.replay(Everything(), rows), wanted=64, group_size=8) == 96
+    assert round_size(batch, replay(Everything(), rows), wanted=64, group_size=8) == 96
 
 
 def test_the_first_round_of_each_step_has_the_default_size() -> None:
-    state = RunState.replay(Everything(), [Seen("p", 0, 0, 0, Action.SAMPLED, (0.0, 1.0))])
+    state = replay(Everything(), [Seen("p", 0, 0, 0, Action.SAMPLED, (0.0, 1.0))])
     batch = Batch(groups=2, prompts=10, least=1)
 
     within = round_size(batch, state, wanted=2, group_size=2)
@@ -440,7 +459,7 @@ def test_a_step_on_a_static_pool_costs_so_many_prompts(
 
     runs = [simulate(selector, batch, seed=seed) for seed in range(2)]
 
-    assert fmean(cost for cost, _ in runs) == pytest.approx(prompts, rel=within)
-    for _, explore in runs:
-        steered = (0.58, 0.70) if isinstance(selector, Greso) else (0.5, 0.5)
-        assert (explore.easy, explore.hard) == pytest.approx(steered, abs=0.05)
+    assert fmean(run.prompts_per_step for run in runs) == pytest.approx(prompts, rel=within)
+    for run in runs:
+        steered = (0.58, 0.70) if isinstance(selector, Greso) else ()
+        assert tuple(run.knobs.values()) == pytest.approx(steered, abs=0.05)

@@ -218,7 +218,7 @@ def test_a_dataset_of_nothing_is_refused_with_the_reasons(client: TestClient) ->
 
     answer = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["q"]}})
 
-    assert (answer.status_code, answer.json()["code"]) == (422, "no_pairs")
+    assert (answer.status_code, answer.json()["code"]) == (422, "no_rows")
     assert answer.json()["dropped"] == {"easy": 1}
     assert client.get("/v1/datasets").json() == []
 

@@ -88,7 +88,7 @@ def test_new_groups_make_a_new_version_and_leave_the_old_bytes_alone(sampled: Te
     second = freeze(sampled)
 
     assert (first["version"], second["version"]) == (1, 2)
-    assert second["manifest"]["pairs"] > first["manifest"]["pairs"]
+    assert second["manifest"]["rows"] > first["manifest"]["rows"]
     assert sampled.get(first["urls"]["train.parquet"]).content == before
 
 
@@ -102,7 +102,7 @@ def test_a_better_recipe_re_curates_stored_groups_without_sampling(sampled: Test
     )
 
     assert every["manifest"]["watermark"] == one["manifest"]["watermark"]
-    assert every["manifest"]["pairs"] > one["manifest"]["pairs"]
+    assert every["manifest"]["rows"] > one["manifest"]["rows"]
 
 
 def test_no_prompt_is_in_both_splits(sampled: TestClient) -> None:
@@ -124,7 +124,7 @@ def test_rows_page_like_the_dataset_viewer(sampled: TestClient) -> None:
     page = sampled.get("/v1/datasets/d@1/rows?offset=2&length=3").json()
 
     assert [row["row_idx"] for row in page["rows"]] == [2, 3, 4]
-    assert page["num_rows_total"] == frozen["manifest"]["pairs"]
+    assert page["num_rows_total"] == frozen["manifest"]["rows"]
     assert {feature["name"] for feature in page["features"]} >= {"prompt", "chosen", "rejected", "margin"}
 
 
@@ -164,4 +164,4 @@ def test_a_timeout_never_becomes_the_rejected_side(open_service: OpenService) ->
 
         assert funnel["outcomes"]["timeout"] > 0
         assert funnel["informative"] == 0
-        assert answer.json()["code"] == "no_pairs"
+        assert answer.json()["code"] == "no_rows"

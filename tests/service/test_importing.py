@@ -99,7 +99,7 @@ def test_pairs_are_frozen_from_recorded_rollouts(client: TestClient) -> None:
 
     frozen = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["recorded"]}}).json()
 
-    assert frozen["manifest"]["pairs"] == 1
+    assert frozen["manifest"]["rows"] == 1
 
 
 def test_a_mapping_takes_every_object_with_the_text() -> None:

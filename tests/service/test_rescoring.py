@@ -73,10 +73,10 @@ def test_a_recipe_uses_the_newest_verdicts_or_those_it_names(client: TestClient)
 
     newest, old, none = frozen(client), frozen(client, verifier="math@2"), frozen(client, verifier="math@7")
 
-    assert before["manifest"]["pairs"] == 1
-    assert (newest["manifest"]["pairs"], newest["manifest"]["verifiers"]) == (2, {"math@2?literal=true": 2})
-    assert (old["manifest"]["pairs"], old["manifest"]["verifiers"]) == (1, {"math@2": 1})
-    assert none["code"] == "no_pairs"
+    assert before["manifest"]["rows"] == 1
+    assert (newest["manifest"]["rows"], newest["manifest"]["verifiers"]) == (2, {"math@2?literal=true": 2})
+    assert (old["manifest"]["rows"], old["manifest"]["verifiers"]) == (1, {"math@2": 1})
+    assert none["code"] == "no_rows"
     assert none["dropped"] == {"other_verifier": 2}
 
 

@@ -1,0 +1,135 @@
+"""What is known of every prompt's pass rate, while the policy moves: a posterior on a grid.
+
+- Between two looks the logit of a pass rate walks: it spreads by `drift` and moves up by `trend` in each pass in which
+  the policy changed. So old evidence fades, and a prompt nobody looks at drifts back towards "may be mixed".
+- A group of n rollouts with mean reward m weighs p^(n m) (1 - p)^(n (1 - m)): exact for right and wrong, and the usual
+  quasi-likelihood for graded rewards.
+- The state is a function of what was observed, in order.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from curation.history import past_group
+
+Floats = NDArray[np.float64]
+
+LOGITS = np.linspace(-7.0, 7.0, 41)
+RATES_K: Floats = 1.0 / (1.0 + np.exp(-LOGITS))
+"""The grid: pass rates from 0.1 % to 99.9 %, evenly spaced in their logit."""
+OLDEST = 64
+"""Passes after which nothing fades any more."""
+
+
+class Outlook(NamedTuple):
+    """What a group of a prompt would be, per prompt."""
+
+    mixed_P: Floats
+    """Chance that it holds both right and wrong."""
+    doubt_P: Floats
+    """Standard deviation of that chance under the posterior."""
+
+
+class PassRates:
+    def __init__(self, *, group_size: int, drift: float, trend: float) -> None:
+        away = LOGITS[:, None] + trend - LOGITS[None, :]
+        kernel = np.exp(-0.5 * (away / drift) ** 2)
+        self._step: Floats = kernel / kernel.sum(axis=1, keepdims=True)
+        mixed_K = 1.0 - RATES_K**group_size - (1.0 - RATES_K) ** group_size
+        self._walk = [np.eye(len(RATES_K))]
+        """Of so many passes, K x K each; made when needed."""
+        self._mixed_K = mixed_K
+        self._row_of: dict[str, int] = {}
+        self._belief_PK: Floats = np.empty((0, len(RATES_K)))
+        """As it was when the prompt was last sampled."""
+        self._epoch_P = np.empty(0, dtype=np.int64)
+        self._version_P = np.empty(0, dtype=np.int64)
+        self._newest_version = -1
+        self._newest_since = 0
+        """Pass in which the newest version was first seen."""
+
+    def __contains__(self, prompt_id: object) -> bool:
+        return prompt_id in self._row_of
+
+    def __len__(self) -> int:
+        return len(self._row_of)
+
+    def observe(
+        self,
+        prompt_id: str,
+        rewards_G: Sequence[float],
+        epoch: int,
+        policy_version: int | None = None,
+        weight: float = 1.0,
+    ) -> None:
+        """A group of the prompt; one in which nothing was scored says nothing."""
+        group = past_group(rewards_G, weight)
+        if not group.size:
+            return
+        version = -1 if policy_version is None else policy_version
+        if version > self._newest_version:
+            self._newest_version, self._newest_since = version, epoch
+        row = self._row(prompt_id, epoch, version)
+        age = int(self._ages(np.array([row]), epoch)[0])
+        right, wrong = group.mean * group.size * weight, (1.0 - group.mean) * group.size * weight
+        belief_K = self._belief_PK[row] @ self._walked(age)
+        belief_K *= np.exp(right * np.log(RATES_K) + wrong * np.log1p(-RATES_K))
+        self._belief_PK[row] = belief_K / belief_K.sum()
+        self._epoch_P[row] = max(epoch, self._epoch_P[row])
+        self._version_P[row] = version
+
+    def belief(self, prompt_id: str, epoch: int) -> Floats:
+        """Probability of each of RATES_K in pass `epoch`, K; the same for all where nothing is known."""
+        if prompt_id not in self._row_of:
+            return np.full(len(RATES_K), 1.0 / len(RATES_K))
+        row = self._row_of[prompt_id]
+        belief_K: Floats = self._belief_PK[row] @ self._walked(int(self._ages(np.array([row]), epoch)[0]))
+        return belief_K
+
+    def outlook(self, prompt_ids: Sequence[str], epoch: int) -> Outlook:
+        """Of these prompts, which must have been observed, when they are sampled in pass `epoch`."""
+        return self._outlook(np.array([self._row_of[p] for p in prompt_ids], dtype=np.int64), epoch)
+
+    def outlook_of_all(self, epoch: int) -> Outlook:
+        """Of every observed prompt the next time its turn comes, at or after pass `epoch`."""
+        return self._outlook(np.arange(len(self)), epoch, least=1)
+
+    def _outlook(self, rows: NDArray[np.int64], epoch: int, least: int = 0) -> Outlook:
+        ages = self._ages(rows, epoch, least)
+        mixed_P, square_P = np.empty(len(rows)), np.empty(len(rows))
+        for age in np.unique(ages):
+            these = ages == age
+            belief_PK = self._belief_PK[rows[these]]
+            walked = self._walked(int(age))
+            mixed_P[these] = belief_PK @ (walked @ self._mixed_K)
+            square_P[these] = belief_PK @ (walked @ self._mixed_K**2)
+        # Rounded, so that the last bit of a machine's arithmetic decides nothing.
+        doubt_P: Floats = np.sqrt(np.maximum(square_P - mixed_P**2, 0.0))
+        return Outlook(np.round(mixed_P, 9), np.round(doubt_P, 9))
+
+    def _ages(self, rows: NDArray[np.int64], epoch: int, least: int = 0) -> NDArray[np.int64]:
+        """Passes since these rows were observed; 0 where the same policy has lasted from one pass into another."""
+        passed = np.clip(epoch - self._epoch_P[rows], least, OLDEST)
+        if self._newest_version < 0 or epoch <= self._newest_since:
+            return passed
+        return np.where(self._version_P[rows] == self._newest_version, 0, passed)
+
+    def _walked(self, passes: int) -> Floats:
+        while len(self._walk) <= passes:
+            self._walk.append(self._walk[-1] @ self._step)
+        return self._walk[passes]
+
+    def _row(self, prompt_id: str, epoch: int, version: int) -> int:
+        row = self._row_of.setdefault(prompt_id, len(self._row_of))
+        if row == len(self._belief_PK):
+            more = max(64, row)
+            even = np.full((more, len(RATES_K)), 1.0 / len(RATES_K))
+            self._belief_PK = np.concatenate([self._belief_PK, even])
+            self._epoch_P = np.concatenate([self._epoch_P, np.full(more, epoch)])
+            self._version_P = np.concatenate([self._version_P, np.full(more, version)])
+        if len(self._row_of) == row + 1:
+            self._epoch_P[row], self._version_P[row] = epoch, version
+        return row

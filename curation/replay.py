@@ -1,0 +1,145 @@
+"""What if: a selector on recorded history, shown only what it would have seen.
+
+Visit t of every prompt makes pass t. Of a visit that the selector samples it is told the recorded rewards, of one that
+it skips nothing; what its choice would have changed about the policy is not in the record and is not guessed.
+"""
+
+from collections.abc import Mapping, Sequence
+from math import sqrt
+from statistics import fmean, stdev
+from typing import Any, NamedTuple
+
+from pydantic import Field, field_validator
+
+from curation.choice import Choice
+from curation.records import GroupKind, kind_of
+from curation.selection import Batch, RunState, SelectorChoice, SelectorChoices, plan_round, round_size
+from curation.selectors.base import Seen
+
+Recorded = Mapping[str, Sequence[tuple[float, ...]]]
+"""Rewards of each visit of each prompt, in the order of the visits."""
+
+
+class Question(Choice):
+    """Which selectors to replay, and how."""
+
+    selectors: tuple[SelectorChoice, ...] = Field(min_length=1, max_length=32)
+    seeds: int = Field(5, ge=1, le=100)
+    """Each selector is replayed with the seeds 0, 1, ..."""
+    batch: Batch = Batch()
+
+    @field_validator("selectors")
+    @classmethod
+    def _each_once(cls, selectors: tuple[SelectorChoices, ...]) -> tuple[SelectorChoices, ...]:
+        if len(set(selectors)) < len(selectors):
+            raise ValueError("a selector is named twice")
+        return selectors
+
+
+class Estimate(NamedTuple):
+    """A mean over seeds with its 95 % interval (normal); both ends are the mean where there is one seed."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class Summary(NamedTuple):
+    """One selector over all seeds."""
+
+    selector: SelectorChoices
+    precision: Estimate
+    recall: Estimate
+    sampled: Estimate
+    """Groups."""
+    groups_per_informative: Estimate | None
+    """None where no informative group was sampled."""
+
+
+class Replayed(NamedTuple):
+    visits: int
+    sampled: int
+    """Visits that the selector would have spent a group on."""
+    informative: int
+    """Of the sampled ones."""
+    there: int
+    """Informative visits in the whole record."""
+    knobs: dict[str, float]
+    """What the selector steered by at the end."""
+
+    @property
+    def precision(self) -> float:
+        """Share of the sampled visits that are informative."""
+        return self.informative / self.sampled if self.sampled else 0.0
+
+    @property
+    def recall(self) -> float:
+        """Share of the informative visits that are sampled."""
+        return self.informative / self.there if self.there else 0.0
+
+    @property
+    def cost(self) -> float:
+        """Groups sampled per informative one."""
+        return self.sampled / self.informative if self.informative else float("inf")
+
+
+def replay(choice: SelectorChoices, recorded: Recorded, *, seed: int, batch: Batch | None = None) -> Replayed:
+    """The choice, from its first visit to the end of the record. Training steps end as in a run."""
+    batch = batch or Batch()
+    group_size = max((len(rewards_G) for visits in recorded.values() for rewards_G in visits), default=1)
+    state = RunState.replay(choice, [], seed=seed, group_size=group_size)
+    visits = sampled = informative = number = 0
+    for epoch in range(max(map(len, recorded.values()), default=0)):
+        there_now = [prompt_id for prompt_id, past in recorded.items() if len(past) > epoch]
+        while planned := plan_round(
+            there_now,
+            state,
+            size=round_size(batch, state, wanted=batch.groups, group_size=group_size),
+            through_epoch=epoch,
+        ):
+            number += 1
+            for visit in planned:
+                rewards_G = None if visit.decision.action.is_skip else recorded[visit.prompt_id][epoch]
+                visits += 1
+                sampled += rewards_G is not None
+                informative += rewards_G is not None and kind_of(rewards_G) is GroupKind.INFORMATIVE
+                seen = Seen(visit.prompt_id, epoch, state.step, number, visit.decision.action, rewards_G, state.step)
+                state.observe(seen)
+            if state.informative >= batch.groups:
+                state.close_step()
+    there = sum(kind_of(rewards_G) is GroupKind.INFORMATIVE for past in recorded.values() for rewards_G in past)
+    return Replayed(visits, sampled, informative, there, state.selector.knobs())
+
+
+def document(summary: Summary) -> dict[str, Any]:
+    """As JSON; of the selector, what is not the default."""
+    choice, cost = summary.selector, summary.groups_per_informative
+    return {
+        "selector": {"kind": choice.kind} | choice.model_dump(mode="json", exclude_defaults=True),
+        "precision": summary.precision._asdict(),
+        "recall": summary.recall._asdict(),
+        "sampled": summary.sampled._asdict(),
+        "groups_per_informative": cost and cost._asdict(),
+    }
+
+
+def compare(question: Question, recorded: Recorded) -> list[Summary]:
+    """Every selector of the question on the same record."""
+    return [_summary(choice, question, recorded) for choice in question.selectors]
+
+
+def _summary(choice: SelectorChoices, question: Question, recorded: Recorded) -> Summary:
+    runs = [replay(choice, recorded, seed=seed, batch=question.batch) for seed in range(question.seeds)]
+    return Summary(
+        choice,
+        precision=estimate([run.precision for run in runs]),
+        recall=estimate([run.recall for run in runs]),
+        sampled=estimate([run.sampled for run in runs]),
+        groups_per_informative=estimate([run.cost for run in runs]) if all(run.informative for run in runs) else None,
+    )
+
+
+def estimate(values: Sequence[float]) -> Estimate:
+    mean = fmean(values)
+    half = 1.96 * stdev(values) / sqrt(len(values)) if len(values) > 1 else 0.0
+    return Estimate(mean, mean - half, mean + half)

@@ -1,0 +1,61 @@
+"""/v1/replay: what another selector would have spent and kept."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter
+from pydantic import BaseModel
+
+from curation.replay import Question, compare, document
+from service.api.routes import PartsDep
+from service.stages import Invalid
+
+router = APIRouter(prefix="/v1/replay", tags=["replay"])
+
+
+class ReplayIn(Question):
+    run: str
+
+
+class EstimateOut(BaseModel):
+    """A mean over seeds with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+class SummaryOut(BaseModel):
+    selector: dict[str, Any]
+    precision: EstimateOut
+    """Share of the sampled visits that are informative."""
+    recall: EstimateOut
+    """Share of the informative visits that are sampled."""
+    sampled: EstimateOut
+    groups_per_informative: EstimateOut | None
+
+
+class ReplayOut(BaseModel):
+    run: str
+    prompts: int
+    visits: int
+    """Sampled ones, which are all that a record can answer for."""
+    informative: int
+    selectors: list[SummaryOut]
+
+
+@router.post("")
+async def replay_selectors(body: ReplayIn, parts: PartsDep) -> ReplayOut:
+    """Replays selectors on the groups of a run: visit by visit of each prompt, told only what they would have seen."""
+    await parts.store.runs.get(body.run)
+    recorded = await parts.store.groups.recorded(body.run)
+    if not recorded:
+        raise Invalid("nothing_recorded", f"run {body.run!r} has no scored groups yet")
+    summaries = await asyncio.to_thread(compare, body, recorded)
+    return ReplayOut(
+        run=body.run,
+        prompts=len(recorded),
+        visits=sum(map(len, recorded.values())),
+        informative=sum(max(g) > min(g) for visits in recorded.values() for g in visits),
+        selectors=[SummaryOut.model_validate(document(summary)) for summary in summaries],
+    )

@@ -1,0 +1,188 @@
+"""What a recipe leaves out after its rule: everything is kept or counted, and a draw depends on its row alone."""
+
+from collections import Counter
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from curation.contamination import Forbidden, runs_of_words
+from curation.curate import Curated, Dropped, advantages_of, curate
+from curation.cuts import Cut, cut, tenth_of
+from curation.pods import advantages
+from curation.recipe import AllRightWithWrong, MaxVariance, Recipe, Shape
+from curation.records import Completion, Group, Picked, Rollout, Row
+from tests.builders import a_group, a_prompt, a_rollout
+from tests.curation.strategies import group_lists, recipes
+
+limits = st.fixed_dictionaries(
+    {},
+    optional={
+        "max_tokens": st.integers(1, 8),
+        "max_length_ratio": st.floats(1, 3),
+        "unique": st.booleans(),
+        "per_prompt": st.integers(1, 3),
+        "per_difficulty": st.integers(1, 3),
+        "max_pairs": st.integers(1, 5),
+    },
+)
+
+
+def curated(history: list[Group], **fields: Any) -> Curated:
+    return curate(history, Recipe(runs=("run",), pairs=AllRightWithWrong(), **fields))
+
+
+def names(rows: list[Row]) -> list[tuple[str, tuple[int, ...]]]:
+    return [(row.group.id, row.indices) for row in rows]
+
+
+@given(group_lists(), recipes, limits, st.sampled_from(Shape))
+def test_every_row_is_kept_or_counted_and_every_group_gives_rows_or_is_counted(
+    history: list[Group], recipe: Recipe, limits: dict[str, Any], shape: Shape
+) -> None:
+    recipe = recipe.model_copy(update={"shape": shape, "max_pairs": None})
+    every = curate(history, recipe)
+    some = curate(history, recipe.model_copy(update=limits))
+
+    assert len(some.rows) + some.cut.total() == len(every.rows)
+    assert [row for row in names(every.rows) if row in names(some.rows)] == names(some.rows)
+    assert some.dropped == every.dropped
+    assert len({row.group.id for row in every.rows}) + every.dropped.total() == len(history)
+
+
+@given(group_lists(), recipes, limits)
+def test_what_is_kept_obeys_every_limit(history: list[Group], recipe: Recipe, limits: dict[str, Any]) -> None:
+    recipe = recipe.model_copy(update=limits)
+    rows = curate(history, recipe).rows
+
+    texts = [[row.group.rollouts_G[i].text for i in row.indices] for row in rows]
+    assert all(len(t) <= (recipe.max_tokens or 10**9) for sides in texts for t in sides)
+    ratio = recipe.max_length_ratio or 10**9
+    assert all(max(map(len, sides)) <= ratio * max(1, min(map(len, sides))) for sides in texts)
+    assert max(Counter(row.group.prompt.id for row in rows).values(), default=0) <= (recipe.per_prompt or 10**9)
+    assert max(Counter(tenth_of(row.group) for row in rows).values(), default=0) <= (recipe.per_difficulty or 10**9)
+    if recipe.unique:
+        known = [(row.group.prompt.text, *sides) for row, sides in zip(rows, texts, strict=True)]
+        assert len(set(known)) == len(known)
+
+
+@given(group_lists(), recipes, limits)
+def test_a_second_cut_leaves_out_nothing(history: list[Group], recipe: Recipe, limits: dict[str, Any]) -> None:
+    recipe = recipe.model_copy(update=limits)
+    rows = curate(history, recipe).rows
+
+    assert cut(rows, recipe) == (rows, Counter())
+
+
+def test_a_duplicate_stays_where_the_policy_is_newest() -> None:
+    old, new = (a_group(1.0, 0.0, visit=version, policy_version=version) for version in (1, 2))
+
+    kept = curated([old, new], unique=True)
+
+    assert names(kept.rows) == [(new.id, (0, 1))]
+    assert kept.cut == {Cut.DUPLICATE: 1}
+
+
+def test_the_reasons_come_in_their_order() -> None:
+    long = a_group(a_rollout(1.0, "x" * 50), a_rollout(0.0, "no"), prompt=a_prompt("a"))
+    uneven = a_group(a_rollout(1.0, "x" * 9), a_rollout(0.0, "no"), prompt=a_prompt("b"))
+    twice = a_group(a_rollout(1.0, "yes"), a_rollout(0.0, "no"), a_rollout(0.0, "nay"), prompt=a_prompt("c"))
+
+    kept = curated([long, uneven, twice], max_tokens=20, max_length_ratio=2, per_prompt=1)
+
+    assert kept.cut == {Cut.TOO_LONG: 1, Cut.LENGTH_RATIO: 1, Cut.PER_PROMPT: 1}
+    assert len(kept.rows) == 1
+
+
+def test_tokens_count_where_they_are_known_and_bytes_where_not() -> None:
+    without = a_rollout(1.0, "äöü")
+    known = Rollout(Completion("a long answer", token_ids_T=(1, 2, 3)), without.verdict)
+
+    def rows(rollout: Rollout, limit: int) -> int:
+        return len(curated([a_group(rollout, a_rollout(0.0, "no"))], max_tokens=limit).rows)
+
+    assert [rows(without, limit) for limit in (5, 6)] == [0, 1]
+    assert [rows(known, limit) for limit in (2, 3)] == [0, 1]
+
+
+# ---- shapes
+
+
+def test_each_shape_takes_what_it_can_use() -> None:
+    history = [
+        a_group(1.0, 0.0, 0.5, prompt=a_prompt("mixed")),
+        a_group(1.0, 1.0, prompt=a_prompt("easy")),
+        a_group(0.0, 0.0, prompt=a_prompt("hard")),
+        a_group(0.5, 0.5, prompt=a_prompt("between")),
+        a_group(None, prompt=a_prompt("unscored")),
+    ]
+
+    def rows(shape: Shape) -> tuple[int, dict[Dropped, int]]:
+        found = curated(history, shape=shape)
+        return len(found.rows), dict(found.dropped)
+
+    assert rows(Shape.PAIRS) == (1, {Dropped.EASY: 1, Dropped.HARD: 2, Dropped.UNSCORED: 1})
+    assert rows(Shape.LABELLED) == (6, {Dropped.NEITHER: 1, Dropped.UNSCORED: 1})
+    assert rows(Shape.RIGHT) == (3, {Dropped.NONE_RIGHT: 2, Dropped.UNSCORED: 1})
+    assert rows(Shape.PROMPTS) == (4, {Dropped.UNSCORED: 1})
+    assert rows(Shape.GROUPS) == (1, {Dropped.EASY: 1, Dropped.HARD: 2, Dropped.UNSCORED: 1})
+
+
+@pytest.mark.parametrize("over", ["kept", "all"])
+def test_advantages_are_measured_against_the_kept_or_against_all(over: str) -> None:
+    group = a_group(1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0)
+    recipe = Recipe(runs=("run",), shape=Shape.GROUPS, down_sampling=MaxVariance(keep=4), advantages_over=over)
+
+    [row] = curate([group], recipe).rows
+
+    assert isinstance(row, Picked)
+    expected = {"kept": [0.865875, -0.865875], "all": [1.619835, -0.539945]}[over]
+    assert sorted(set(advantages_of(row, recipe)), reverse=True) == pytest.approx(expected, abs=1e-6)
+    assert advantages([1.0, 1.0, 0.0, 0.0])[0] == pytest.approx(0.865875, abs=1e-6)
+
+
+def test_a_draw_among_equals_takes_each_of_them_sometimes_and_the_same_by_the_same_seed() -> None:
+    group = a_group(*[1.0] * 4, *[0.0] * 4)
+
+    def kept(seed: int) -> tuple[int, ...]:
+        choice = MaxVariance(keep=2, draw_among_equals=True)
+        [row] = curate([group], Recipe(runs=("run",), shape=Shape.GROUPS, down_sampling=choice, seed=seed)).rows
+        return row.indices
+
+    drawn = [kept(seed) for seed in range(60)]
+    assert {index for indices in drawn for index in indices} == set(range(8))
+    assert all(len({index // 4 for index in indices}) == 2 for indices in drawn)
+    assert drawn == [kept(seed) for seed in range(60)]
+
+
+# ---- contamination
+
+
+def test_a_prompt_that_shares_a_run_of_words_is_left_out_and_counted() -> None:
+    history = [a_group(1.0, 0.0, prompt=a_prompt(text)) for text in ("How many eggs does Janet sell?", "2 + 2?")]
+    forbidden = Forbidden(["Tell me: how many EGGS, does janet sell today"], 5)
+
+    found = curate(history, Recipe(runs=("run",)), forbidden.is_in)
+
+    assert [row.group.prompt.text for row in found.rows] == ["2 + 2?"]
+    assert found.dropped == {Dropped.CONTAMINATED: 1}
+
+
+words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=12).map(" ".join)
+
+
+@given(words, words, st.integers(1, 4))
+def test_two_texts_overlap_when_they_share_a_run(text: str, other: str, count: int) -> None:
+    shared = set(runs_of_words(text, count)) & set(runs_of_words(other, count))
+
+    assert Forbidden([other], count).is_in(text) == bool(shared)
+    assert all(len(run.split()) == min(count, len(text.split())) for run in runs_of_words(text, count))
+
+
+@given(st.lists(words), st.randoms(use_true_random=False))
+def test_a_forbidden_set_is_named_by_what_it_holds(texts: list[str], rng: Any) -> None:
+    shuffled = rng.sample(texts, len(texts))
+
+    assert Forbidden(texts, 2).digest == Forbidden(shuffled, 2).digest
+    assert Forbidden(["x y", *texts], 2).digest != Forbidden(texts, 2).digest

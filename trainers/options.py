@@ -1,0 +1,25 @@
+"""What the verbs that talk to a service share: where it is, and how it is asked."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Annotated
+
+import typer
+
+from trainers.client import DEFAULT_SERVICE, Refinery, RefineryError
+
+__all__ = ["DEFAULT_SERVICE", "AsJson", "Service", "service_at"]
+
+Service = Annotated[str, typer.Option(help="URL of the service.", envvar="REFINERY_SERVICE")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+
+
+@contextmanager
+def service_at(url: str) -> Iterator[Refinery]:
+    """The service; what it refuses ends the command with one line and exit code 1."""
+    try:
+        with Refinery(url) as refinery:
+            yield refinery
+    except RefineryError as error:
+        sys.exit(f"refinery: {error}")
