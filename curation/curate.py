@@ -62,13 +62,32 @@ class Split(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class LeftOut:
+    """A group that gave no row, or a row that was left out again."""
+
+    group: Group
+    indices: tuple[int, ...]
+    """Of the row's rollouts; empty for a group."""
+    reason: Dropped | Cut
+    detail: str
+    """The numbers behind the reason."""
+
+
+@dataclass(frozen=True, slots=True)
 class Curated:
     rows: list[Row]
+    left_out: list[LeftOut]
     groups: int
-    dropped: Counter[Dropped]
-    """Groups that gave no row, by reason."""
-    cut: Counter[Cut]
-    """Rows that were left out again, by reason."""
+
+    @property
+    def dropped(self) -> Counter[Dropped]:
+        """Groups that gave no row, by reason."""
+        return Counter(one.reason for one in self.left_out if isinstance(one.reason, Dropped))
+
+    @property
+    def cut(self) -> Counter[Cut]:
+        """Rows that were left out again, by reason."""
+        return Counter(one.reason for one in self.left_out if isinstance(one.reason, Cut))
 
 
 def nothing(_: str) -> bool:
@@ -80,17 +99,32 @@ def curate(groups: Iterable[Group], recipe: Recipe, is_contaminated: Callable[[s
 
     Of `Shape.PROMPTS` the rows are the groups that count for each prompt.
     """
-    dropped: Counter[Dropped] = Counter()
+    left_out: list[LeftOut] = []
     found: list[Row] = []
     ordered = sorted(groups, key=lambda g: (g.prompt.id, g.run, g.visit, g.id))
     for group in ordered:
         result = Dropped.CONTAMINATED if is_contaminated(group.prompt.text) else of_group(group, recipe)
         if isinstance(result, Dropped):
-            dropped[result] += 1
+            left_out.append(LeftOut(group, (), result, _why(result, group, recipe)))
         else:
             found += result
-    kept, reasons = cut(found, recipe)
-    return Curated(kept, len(ordered), dropped, reasons)
+    kept, cuts = cut(found, recipe)
+    left_out += [LeftOut(row.group, row.indices, reason, detail) for row, reason, detail in cuts]
+    return Curated(kept, left_out, len(ordered))
+
+
+def _why(reason: Dropped, group: Group, recipe: Recipe) -> str:
+    match reason:
+        case Dropped.OTHER_POLICY_VERSION:
+            return f"policy version {group.policy_version}"
+        case Dropped.OTHER_VERIFIER:
+            return f"judged by {group.rollouts_G[0].verdict.verifier}"
+        case Dropped.CONTAMINATED:
+            return "shares a run of words with a set to keep away from"
+        case Dropped.UNSCORED:
+            return f"none of {len(group.rollouts_G)} rollouts has a reward and is let in"
+        case _:
+            return "rewards " + " ".join(f"{scored.reward:g}" for scored in eligible(group, recipe))
 
 
 def of_group(group: Group, recipe: Recipe) -> Sequence[Row] | Dropped:
@@ -226,5 +260,9 @@ def _pair(scored_G: Sequence[Scored], group_id: str, recipe: Recipe) -> list[Ind
 
 
 def split_of(prompt_id: str, recipe: Recipe) -> Split:
-    """Which split all pairs of this prompt go to."""
-    return Split.TEST if rng_for(recipe.seed, "split", prompt_id).random() < recipe.test_share else Split.TRAIN
+    """Which split all rows of this prompt go to."""
+    return Split.TEST if split_draw(prompt_id, recipe) < recipe.test_share else Split.TRAIN
+
+
+def split_draw(prompt_id: str, recipe: Recipe) -> float:
+    return rng_for(recipe.seed, "split", prompt_id).random()

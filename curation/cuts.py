@@ -4,8 +4,8 @@
 - Where only some of many may stay, the seed draws them; the draw of a row depends on nothing but the row.
 """
 
-from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Hashable, Sequence
 from enum import StrEnum, auto
 
 from curation.keys import digest
@@ -26,23 +26,26 @@ class Cut(StrEnum):
     LIMIT = auto()
 
 
-def cut(rows: Sequence[Row], recipe: Recipe) -> tuple[list[Row], Counter[Cut]]:
-    """The rows that stay, in their order, and what became of the others."""
+def cut(rows: Sequence[Row], recipe: Recipe) -> tuple[list[Row], list[tuple[Row, Cut, str]]]:
+    """The rows that stay, in their order; and those that do not, each with its reason and the numbers behind it."""
     kept = list(rows)
-    reasons: Counter[Cut] = Counter()
-    for reason, stays in (
-        (Cut.TOO_LONG, _short_enough),
-        (Cut.LENGTH_RATIO, _even_enough),
-        (Cut.DUPLICATE, _first_of_their_kind),
-        (Cut.PER_PROMPT, _few_of_a_prompt),
-        (Cut.PER_DIFFICULTY, _few_of_a_difficulty),
-        (Cut.LIMIT, _few_at_all),
+    left_out: list[tuple[Row, Cut, str]] = []
+    for reason, fates in (
+        (Cut.TOO_LONG, _too_long),
+        (Cut.LENGTH_RATIO, _uneven),
+        (Cut.DUPLICATE, _duplicate),
+        (Cut.PER_PROMPT, _over_per_prompt),
+        (Cut.PER_DIFFICULTY, _over_per_difficulty),
+        (Cut.LIMIT, _over_limit),
     ):
-        left = stays(kept, recipe)
-        if len(left) < len(kept):
-            reasons[reason] = len(kept) - len(left)
-        kept = left
-    return kept, reasons
+        faults = fates(kept, recipe)
+        left_out += [(row, reason, faults[place]) for place, row in enumerate(kept) if place in faults]
+        kept = [row for place, row in enumerate(kept) if place not in faults]
+    return kept, left_out
+
+
+Faults = dict[int, str]
+"""What speaks against a row, by its place."""
 
 
 def length_of(group: Group, index: int) -> int:
@@ -51,44 +54,45 @@ def length_of(group: Group, index: int) -> int:
     return len(completion.token_ids_T) or len(completion.text.encode())
 
 
-def _short_enough(rows: list[Row], recipe: Recipe) -> list[Row]:
+def _too_long(rows: list[Row], recipe: Recipe) -> Faults:
     limit = recipe.max_tokens
     if limit is None:
-        return rows
-    return [row for row in rows if all(length_of(row.group, i) <= limit for i in row.indices)]
+        return {}
+    longest = [max(length_of(row.group, i) for i in row.indices) for row in rows]
+    return {place: f"{length} tokens, at most {limit}" for place, length in enumerate(longest) if length > limit}
 
 
-def _even_enough(rows: list[Row], recipe: Recipe) -> list[Row]:
+def _uneven(rows: list[Row], recipe: Recipe) -> Faults:
     limit = recipe.max_length_ratio
     if limit is None:
-        return rows
-    return [row for row in rows if _ratio([len(row.group.rollouts_G[i].text) for i in row.indices]) <= limit]
+        return {}
+    lengths = [[len(row.group.rollouts_G[i].text) for i in row.indices] for row in rows]
+    ratios = [max(of_row) / max(1, min(of_row)) for of_row in lengths]
+    return {place: f"ratio {ratio:.2f}, at most {limit:g}" for place, ratio in enumerate(ratios) if ratio > limit}
 
 
-def _ratio(lengths: Sequence[int]) -> float:
-    return max(lengths) / max(1, min(lengths))
-
-
-def _first_of_their_kind(rows: list[Row], recipe: Recipe) -> list[Row]:
-    """Of rows with the same texts that of the newest policy version, among those the first."""
+def _duplicate(rows: list[Row], recipe: Recipe) -> Faults:
+    """Of rows with the same texts that of the newest policy version stays, among those the first."""
     if not recipe.unique:
-        return rows
-    newest: dict[Hashable, int] = {}
+        return {}
+    first: dict[Hashable, int] = {}
     for place in sorted(range(len(rows)), key=lambda i: (-rows[i].group.policy_version, i)):
-        newest.setdefault(_texts(rows[place]), place)
-    return [rows[place] for place in sorted(newest.values())]
+        first.setdefault(_texts(rows[place]), place)
+    stays = {place: first[_texts(row)] for place, row in enumerate(rows)}
+    return {place: f"as in {rows[kept].group.id}" for place, kept in stays.items() if place != kept}
 
 
 def _texts(row: Row) -> Hashable:
     return row.group.prompt.text, tuple(row.group.rollouts_G[i].text for i in row.indices)
 
 
-def _few_of_a_prompt(rows: list[Row], recipe: Recipe) -> list[Row]:
-    return _few_of_each(rows, recipe.per_prompt, lambda row: row.group.prompt.id, recipe.seed)
+def _over_per_prompt(rows: list[Row], recipe: Recipe) -> Faults:
+    return _too_many(rows, recipe.per_prompt, lambda row: row.group.prompt.id, "of this prompt", recipe.seed)
 
 
-def _few_of_a_difficulty(rows: list[Row], recipe: Recipe) -> list[Row]:
-    return _few_of_each(rows, recipe.per_difficulty, lambda row: tenth_of(row.group), recipe.seed)
+def _over_per_difficulty(rows: list[Row], recipe: Recipe) -> Faults:
+    told = "of this tenth of pass rate"
+    return _too_many(rows, recipe.per_difficulty, lambda row: tenth_of(row.group), told, recipe.seed)
 
 
 def tenth_of(group: Group) -> int:
@@ -97,24 +101,24 @@ def tenth_of(group: Group) -> int:
     return min(int(TENTHS * sum(rewards_G) / len(rewards_G)), TENTHS - 1) if rewards_G else 0
 
 
-def _few_at_all(rows: list[Row], recipe: Recipe) -> list[Row]:
-    return _few_of_each(rows, recipe.max_pairs, lambda _: None, recipe.seed)
+def _over_limit(rows: list[Row], recipe: Recipe) -> Faults:
+    return _too_many(rows, recipe.max_pairs, lambda _: None, "in all", recipe.seed)
 
 
-def _few_of_each(rows: list[Row], limit: int | None, class_of: Callable[[Row], Hashable], seed: int) -> list[Row]:
+def _too_many(rows: list[Row], limit: int | None, class_of: Callable[[Row], Hashable], told: str, seed: int) -> Faults:
+    """The rows of each class that the seed does not draw."""
     if limit is None:
-        return rows
-    places: dict[Hashable, list[int]] = defaultdict(list)
+        return {}
+    classes: dict[Hashable, list[int]] = defaultdict(list)
     for place, row in enumerate(rows):
-        places[class_of(row)].append(place)
-    drawn = (_drawn(rows, some, limit, seed) for some in places.values())
-    return [rows[place] for place in sorted(place for some in drawn for place in some)]
-
-
-def _drawn(rows: Sequence[Row], places: Sequence[int], limit: int, seed: int) -> Iterable[int]:
-    if len(places) <= limit:
-        return places
-    return sorted(places, key=lambda place: draw_of(rows[place], seed))[:limit]
+        classes[class_of(row)].append(place)
+    faults: Faults = {}
+    for places in classes.values():
+        if len(places) > limit:
+            by_lot = sorted(places, key=lambda place: draw_of(rows[place], seed))
+            for rank, place in enumerate(by_lot[limit:], start=limit + 1):
+                faults[place] = f"its lot is number {rank} of {len(places)} rows {told}; {limit} stay"
+    return faults
 
 
 def draw_of(row: Row, seed: int) -> str:

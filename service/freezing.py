@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict
 from datetime import datetime
 from pathlib import Path
@@ -20,11 +20,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.contamination import Forbidden
-from curation.curate import Split, curate, nothing, split_of
+from curation.curate import Curated, Split, curate, nothing, split_of
 from curation.informativeness import summarize
 from curation.recipe import RULES, Recipe, Shape
-from curation.records import Row
-from service.shapes import COLUMNS, Temperatures, rows_of
+from service.shapes import COLUMNS, LEFT_OUT, Temperatures, left_out_rows, rows_of
 from service.stages import Invalid, NotFound, StoreFailed, stage
 from service.store.datasets import Datasets, DatasetVersion
 from service.store.groups import Groups
@@ -33,6 +32,8 @@ from service.store.runs import Runs
 
 ROWS_PER_GROUP = 10_000
 """Parquet row group: what a reader must hold at once."""
+LEFT_OUT_FILE = "left_out.parquet"
+"""Every group that gave no row and every row that was left out again, with the reason."""
 
 
 async def freeze(
@@ -84,7 +85,7 @@ async def freeze(
     }
     folder = root / dataset_id
     with stage(StoreFailed, f"writing dataset {name}"):
-        manifest["files"] = await asyncio.to_thread(_write_files, folder, curated.rows, temperatures, recipe)
+        manifest["files"] = await asyncio.to_thread(_write_files, folder, curated, temperatures, recipe)
     return await datasets.register(name, dataset_id, recipe, watermark, manifest, now())
 
 
@@ -108,23 +109,25 @@ def _reasons(funnel: dict[str, Any]) -> str:
 
 
 def _write_files(
-    folder: Path, rows: Sequence[Row], temperatures: Temperatures, recipe: Recipe
+    folder: Path, curated: Curated, temperatures: Temperatures, recipe: Recipe
 ) -> dict[str, dict[str, Any]]:
-    """Writes every split in both formats; returns what the manifest says of the files."""
+    """Writes every split in both formats, and what was left out; returns what the manifest says of the files."""
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
     files = {}
     for split in Split:
-        made = rows_of([row for row in rows if split_of(row.group.prompt.id, recipe) is split], temperatures, recipe)
-        if not made:
+        rows = [row for row in curated.rows if split_of(row.group.prompt.id, recipe) is split]
+        if not rows:
             continue
-        table = pa.Table.from_pylist(made, schema=COLUMNS[recipe.shape])
-        parquet, jsonl = unfinished / f"{split}.parquet", unfinished / f"{split}.jsonl"
-        pq.write_table(table, parquet, compression="zstd", row_group_size=ROWS_PER_GROUP)
+        made = rows_of(rows, temperatures, recipe)
+        jsonl = unfinished / f"{split}.jsonl"
         jsonl.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
-        for path in (parquet, jsonl):
-            files[path.name] = {"rows": len(made), "bytes": path.stat().st_size, "sha256": _sealed_sha256(path)}
+        for path in (_write_parquet(unfinished / f"{split}.parquet", made, COLUMNS[recipe.shape]), jsonl):
+            files[path.name] = _seal(path, len(made))
+    if curated.left_out:
+        path = _write_parquet(unfinished / LEFT_OUT_FILE, left_out_rows(curated.left_out), LEFT_OUT)
+        files[path.name] = _seal(path, len(curated.left_out))
     _sync_folder(unfinished)
     # The same id means the same bytes, so whoever finished first is right.
     if folder.exists():
@@ -135,11 +138,17 @@ def _write_files(
     return files
 
 
-def _sealed_sha256(path: Path) -> str:
-    """Of a file that is on the disk, not only in its cache."""
+def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Path:
+    table = pa.Table.from_pylist(rows, schema=schema)
+    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
+    return path
+
+
+def _seal(path: Path, rows: int) -> dict[str, Any]:
+    """What the manifest says of a file that is on the disk, not only in its cache."""
     with path.open("rb") as file:
         os.fsync(file.fileno())
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return {"rows": rows, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
 
 
 def _sync_folder(folder: Path) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.curate import advantages_of
+from curation.curate import LeftOut, advantages_of
 from curation.recipe import Recipe, Shape
 from curation.records import Group, Pair, Picked, Row
 
@@ -71,6 +71,20 @@ COLUMNS: dict[Shape, pa.Schema] = {
         ]
     ),
 }
+
+LEFT_OUT = pa.schema(
+    [
+        ("reason", pa.string()),
+        ("detail", pa.string()),
+        ("indices", pa.list_(pa.int32())),
+        ("prompt_id", pa.string()),
+        ("group_id", pa.string()),
+        ("run", pa.string()),
+        ("visit", pa.int32()),
+        ("policy_version", pa.int32()),
+    ]
+)
+"""What gave no row, or was left out again."""
 
 
 def rows_of(rows: Sequence[Row], temperatures: Temperatures, recipe: Recipe) -> list[Columns]:
@@ -156,6 +170,22 @@ def _prompt(groups: list[Group]) -> Columns:
         "rollouts": len(rewards),
         "prompt_id": prompt.id,
     }
+
+
+def left_out_rows(left_out: Iterable[LeftOut]) -> list[Columns]:
+    return [
+        {
+            "reason": one.reason.value,
+            "detail": one.detail,
+            "indices": list(one.indices),
+            "prompt_id": one.group.prompt.id,
+            "group_id": one.group.id,
+            "run": one.group.run,
+            "visit": one.group.visit,
+            "policy_version": one.group.policy_version,
+        }
+        for one in left_out
+    ]
 
 
 def _lineage(group: Group, temperatures: Temperatures) -> Columns:

@@ -218,6 +218,37 @@ def show(
             print(url)
 
 
+@dataset.command("explain")
+def explain(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    prompt: Annotated[str | None, typer.Option(help="Id of a prompt; or give --group.")] = None,
+    group: Annotated[str | None, typer.Option(help="Id of a group.")] = None,
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Tells why a prompt is, or is not, in a dataset: every visit, every step of the recipe, down to the draw."""
+    with service_at(service) as refinery:
+        path = f"/v1/datasets/{name if '@' in name else name + '@latest'}/explain"
+        told = refinery.get(path, prompt_id=prompt, group_id=group)
+    if as_json:
+        print(json.dumps(told))
+        return
+    console = Console(highlight=False)
+    console.print(f"{told['prompt_id']} in {told['dataset']}: {told['prompt'][:200]}", markup=False)
+    for visit in told["visits"]:
+        console.print(f"{visit['run']}, visit {visit['visit']}: {visit['action']}, {visit['reason']}", markup=False)
+        for line in _story(visit):
+            console.print(f"  {line}", markup=False)
+
+
+def _story(visit: dict[str, Any]) -> Iterator[str]:
+    yield from visit.get("steps", ())
+    for row in visit.get("rows", ()):
+        yield f"in {row['split']}: " + ", ".join(f"{key} {row[key]}" for key in sorted(row) if key.endswith("index"))
+    for one in visit.get("left_out", ()):
+        yield f"left out: {one['reason'].replace('_', ' ')} ({one['detail']})"
+
+
 def _funnel(found: dict[str, Any]) -> Table:
     manifest = found["manifest"]
     table = Table(f"{found['name']}@{found['version']}: {manifest['recipe']['shape']}", "", title_justify="left")

@@ -10,6 +10,7 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 
 from service.api.routes import PartsDep
 from service.api.wire import DatasetIn, DatasetOut, RowsOut
+from service.explaining import explain
 from service.freezing import freeze
 from service.parts import Parts
 from service.stages import Invalid, NotFound
@@ -62,6 +63,24 @@ async def get_rows(
         return _pinned(dataset, f"rows?split={split}&offset={offset}&length={length}")
     path = _path(dataset, f"{split}.parquet", parts)
     return await asyncio.to_thread(_rows, path, offset, length)
+
+
+@router.get("/{name}@{version}/explain", response_model=dict[str, Any])
+async def explain_prompt(
+    name: str, version: str, parts: PartsDep, prompt_id: str | None = None, group_id: str | None = None
+) -> Any:
+    """Why a prompt, or the prompt of a group, is or is not in the dataset: every visit with its decision and the number
+    drawn, every group with the recipe's steps, the rows it gave, and what was left out and why."""
+    dataset = await _find(name, version, parts)
+    if (prompt_id is None) == (group_id is None):
+        raise Invalid("explain_what", "name a prompt_id or a group_id; one of the two")
+    if version == LATEST:
+        asked = f"prompt_id={prompt_id}" if prompt_id else f"group_id={group_id}"
+        return _pinned(dataset, f"explain?{asked}")
+    if prompt_id is None:
+        prompt_id = (await parts.store.groups.get(str(group_id)))[0]["prompt_id"]
+    folder = parts.dataset_root / dataset.dataset_id
+    return await explain(dataset, str(prompt_id), folder=folder, groups=parts.store.groups, prompts=parts.store.prompts)
 
 
 @router.head("/{name}@{version}/{file}", include_in_schema=False)

@@ -183,11 +183,11 @@ class Groups:
         return [(row["prompt_id"], tuple(row["rewards"])) for row in rows]
 
     async def for_curation(
-        self, runs: Sequence[str], watermark: int, verifier: str | None = None
+        self, runs: Sequence[str], watermark: int, verifier: str | None = None, prompt_id: str | None = None
     ) -> list[tuple[Group, float | None]]:
         """The groups whose text is kept, with the temperature they were sampled at, up to the watermark. They carry
-        their newest verdicts; with the label of a verifier, those where they have them."""
-        scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier}
+        their newest verdicts; with the label of a verifier, those where they have them. Of one prompt, if one is named."""
+        scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
         rows = await self._duck.read(CURATION, scope)
         return await asyncio.to_thread(lambda: [(group_of(row), row["temperature"]) for row in rows])
 
@@ -253,7 +253,7 @@ left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
            group by group_id) s
   on s.group_id = g.group_id and ($verifier is null or r.rollouts[1].verifier != $verifier)
-where g.seq <= $watermark and list_contains($runs, g.run)
+where g.seq <= $watermark and list_contains($runs, g.run) and ($prompt_id is null or g.prompt_id = $prompt_id)
 order by g.seq
 """
 

@@ -72,7 +72,7 @@ def test_a_second_cut_leaves_out_nothing(history: list[Group], recipe: Recipe, l
     recipe = recipe.model_copy(update=limits)
     rows = curate(history, recipe).rows
 
-    assert cut(rows, recipe) == (rows, Counter())
+    assert cut(rows, recipe) == (rows, [])
 
 
 def test_a_duplicate_stays_where_the_policy_is_newest() -> None:

@@ -94,3 +94,73 @@ def test_the_manifest_counts_what_was_left_out(sampled: TestClient) -> None:
     assert manifest["groups"] == 60
     assert manifest["cut"]["per_prompt"] > 0
     assert manifest["dropped"]["easy"] + manifest["dropped"]["hard"] >= 40
+
+
+# ---- why
+
+
+def explained(client: TestClient, name: str, **asked: str) -> dict[str, Any]:
+    answer = client.get(f"/v1/datasets/{name}@latest/explain", params=asked)
+    assert answer.status_code == 200, answer.text
+    told: dict[str, Any] = answer.json()
+    return told
+
+
+def test_every_prompt_is_explained_as_the_dataset_has_it(sampled: TestClient) -> None:
+    recipe = {"pairs": {"kind": "all_right_with_wrong"}, "per_prompt": 2, "test_share": 0.3}
+    frozen = freeze(sampled, "d", **recipe)
+    held: list[tuple[str, int, int]] = []
+    left_out: list[str] = []
+
+    for prompt in sampled.get("/v1/prompts?set=s&limit=100").json()["items"]:
+        told = explained(sampled, "d", prompt_id=prompt["id"])
+        assert [visit["visit"] for visit in told["visits"]] == [0, 1]
+        for visit in told["visits"]:
+            held += [(row["group_id"], row["chosen_index"], row["rejected_index"]) for row in visit["rows"]]
+            left_out += [one["reason"] for one in visit["left_out"]]
+            assert any("rewards" in step for step in visit["steps"])
+
+    manifest = frozen["manifest"]
+    assert len(held) == len(set(held)) == manifest["rows"]
+    assert len(left_out) == sum(manifest["dropped"].values()) + sum(manifest["cut"].values())
+    assert left_out.count("per_prompt") == manifest["cut"]["per_prompt"]
+
+
+def test_a_group_is_explained_down_to_the_draw(sampled: TestClient) -> None:
+    recipe = {"down_sampling": {"kind": "max_variance", "keep": 2}, "pairs": {"kind": "all_right_with_wrong"}}
+    freeze(sampled, "d", **recipe, max_pairs=1)
+    [row] = sampled.get("/v1/datasets/d@1/rows").json()["rows"]
+
+    told = explained(sampled, "d", group_id=row["row"]["group_id"])
+
+    [visit] = [visit for visit in told["visits"] if visit["group_id"] == row["row"]["group_id"]]
+    story = " | ".join(visit["steps"])
+    assert "4 of 4 rollouts are let in" in story
+    assert "max_variance keeps #" in story
+    assert f"#{row['row']['chosen_index']} with #{row['row']['rejected_index']}" in story
+    assert "split drew 0." in story
+    assert visit["reason"] == "every prompt is sampled"
+
+
+def test_what_was_left_out_is_a_file_like_the_others(sampled: TestClient) -> None:
+    frozen = freeze(sampled, "d", max_pairs=1)
+
+    body = sampled.get(frozen["urls"]["left_out.parquet"]).content
+    reasons = pl.read_parquet(io.BytesIO(body)).group_by("reason").len().rows()
+
+    manifest = frozen["manifest"]
+    assert dict(reasons) == manifest["dropped"] | manifest["cut"]
+
+
+@pytest.mark.parametrize("asked", [{}, {"prompt_id": "p", "group_id": "g"}])
+def test_exactly_one_thing_is_explained(asked: dict[str, str], sampled: TestClient) -> None:
+    freeze(sampled)
+
+    assert sampled.get("/v1/datasets/d@1/explain", params=asked).json()["code"] == "explain_what"
+
+
+@pytest.mark.parametrize("asked", [{"prompt_id": "p_none"}, {"group_id": "g_none"}])
+def test_nothing_is_told_of_what_is_not_there(asked: dict[str, str], sampled: TestClient) -> None:
+    freeze(sampled)
+
+    assert sampled.get("/v1/datasets/d@1/explain", params=asked).status_code == 404

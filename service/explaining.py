@@ -1,0 +1,62 @@
+"""Why a prompt is, or is not, in a dataset: its visits, the steps of the recipe on its groups, and what became of them.
+
+What became of them is read from the frozen files, so that the answer stays what it was when the dataset was made.
+"""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curation.curate import Split
+from curation.explain import steps
+from service.freezing import LEFT_OUT_FILE
+from service.store.datasets import DatasetVersion
+from service.store.groups import Groups
+from service.store.prompts import Prompts
+
+NO_TEXT = "its text was not kept, so it can give no row: the run retains informative groups"
+
+
+async def explain(
+    dataset: DatasetVersion, prompt_id: str, *, folder: Path, groups: Groups, prompts: Prompts
+) -> dict[str, Any]:
+    """Everything that the store and the dataset know of the prompt in the recipe's runs. Raises NotFound for an unknown
+    prompt."""
+    recipe = dataset.recipe
+    [prompt] = (await prompts.get([prompt_id])).values()
+    visits = [visit for visit in await prompts.visits(prompt_id) if visit["run"] in recipe.runs]
+    found = await groups.for_curation(recipe.runs, dataset.watermark, recipe.verifier, prompt_id)
+    told = {group.id: steps(group, recipe) for group, _ in found}
+    rows, left_out = await asyncio.to_thread(_frozen, folder, dataset, prompt_id)
+    for visit in visits:
+        if group_id := visit["group_id"]:
+            visit["steps"] = told.get(group_id, [NO_TEXT])
+            visit["rows"] = [row for row in rows if row["group_id"] == group_id]
+            visit["left_out"] = [one for one in left_out if one["group_id"] == group_id]
+    return {
+        "dataset": f"{dataset.name}@{dataset.version}",
+        "prompt_id": prompt_id,
+        "prompt": prompt.text,
+        "visits": visits,
+    }
+
+
+def _frozen(folder: Path, dataset: DatasetVersion, prompt_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows: list[dict[str, Any]] = []
+    for split in Split:
+        rows += [row | {"split": split.value} for row in _of_prompt(folder / f"{split}.parquet", prompt_id)]
+    return rows, _of_prompt(folder / LEFT_OUT_FILE, prompt_id)
+
+
+def _of_prompt(path: Path, prompt_id: str) -> list[dict[str, Any]]:
+    """The rows of a prompt, without texts and tokens; none of a file that was not written."""
+    if not path.exists():
+        return []
+    frame = pl.scan_parquet(path).filter(pl.col("prompt_id") == prompt_id)
+    kept = [name for name in frame.collect_schema().names() if name not in TEXTS]
+    return frame.select(kept).collect().to_dicts()
+
+
+TEXTS = {"prompt", "chosen", "rejected", "completion", "completions", "token_ids", "logprobs", "prompt_id"}
