@@ -83,8 +83,8 @@ def _cost(choice: SelectorChoices, batch: Batch, seeds: int, drift: float = 0.0,
 
 def _on_history(path: Path) -> dict[str, Figure]:
     """Precision and recall of every selector on all prompts. `history_precision_at_greso_recall`: our target is chosen
-    on every second prompt, so that the recall there is GRESO's, and the precision is reported on the others; beside it
-    what both have there."""
+    on every second prompt, so that the recall there is GRESO's, and the precision is reported on the others. Beside it
+    what both have there, and ours with the target that gives GRESO's recall there."""
     accuracies = json.loads(path.read_text())
     recorded = {prompt: [_rewards(a) for a in visits] for prompt, visits in sorted(accuracies.items(), key=_number)}
     ours, others = (dict(list(recorded.items())[start::2]) for start in (0, 1))
@@ -92,10 +92,12 @@ def _on_history(path: Path) -> dict[str, Figure]:
     target = _target_for(wanted, ours)
     chosen = [replay(Posterior(target=target, coverage=0.0), others, seed=seed) for seed in range(FEW_SEEDS)]
     greso = [replay(RELEASE, others, seed=seed) for seed in range(FEW_SEEDS)]
+    greso_there = fmean(one.recall for one in greso)
     figures = {
         "history_target": spread([target], "share"),
         "history_precision_at_greso_recall": spread([one.precision for one in chosen], "share"),
         "history_recall_there": spread([one.recall for one in chosen], "share"),
+        "history_precision_at_greso_recall_there": spread([_precision_at(greso_there, others)], "share"),
         "history_greso_precision_there": spread([one.precision for one in greso], "share"),
         "history_greso_recall_there": spread([one.recall for one in greso], "share"),
     }
@@ -126,6 +128,12 @@ def _both(name: str, replays: Iterable[Replayed]) -> dict[str, Figure]:
         f"history_{name}_precision": spread([one.precision for one in replays], "share"),
         f"history_{name}_recall": spread([one.recall for one in replays], "share"),
     }
+
+
+def _precision_at(recall: float, recorded: Recorded) -> float:
+    """Ours, at the highest target that has this recall here."""
+    choice = Posterior(target=_target_for(recall, recorded), coverage=0.0)
+    return fmean(replay(choice, recorded, seed=seed).precision for seed in range(FEW_SEEDS))
 
 
 def _target_for(recall: float, recorded: Recorded) -> float:

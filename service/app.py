@@ -5,7 +5,20 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 
 from fastapi import FastAPI
 
-from service.api import datasets, errors, groups, health, jobs, metrics, policies, prompts, replay, runs, workers
+from service.api import (
+    datasets,
+    errors,
+    groups,
+    health,
+    jobs,
+    metrics,
+    policies,
+    prompts,
+    replay,
+    reports,
+    runs,
+    workers,
+)
 from service.parts import Parts
 
 
@@ -16,7 +29,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             yield {"parts": parts}
 
     app = FastAPI(title="Rollout Refinery", version="1", lifespan=lifespan)
-    for module in (prompts, policies, workers, runs, jobs, groups, replay, datasets, health, metrics):
+    for module in (prompts, policies, workers, runs, jobs, groups, replay, reports, datasets, health, metrics):
         app.include_router(module.router)
     errors.install(app)
     return app

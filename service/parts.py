@@ -31,6 +31,7 @@ from service.store.groups import Groups
 from service.store.jobs import Jobs
 from service.store.policies import Policies, PolicyVersion
 from service.store.prompts import Prompts
+from service.store.reports import Reports
 from service.store.runs import Runs
 from service.store.verdicts import Verdicts
 from service.verifiers import canaries
@@ -56,12 +57,21 @@ class Store:
     verdicts: Verdicts
     jobs: Jobs
     datasets: Datasets
+    reports: Reports
 
     @classmethod
     def open(cls, data: Path) -> "Store":
         duck = Duck(data / "store.duckdb")
         return cls(
-            duck, Prompts(duck), Policies(duck), Runs(duck), Groups(duck), Verdicts(duck), Jobs(duck), Datasets(duck)
+            duck,
+            Prompts(duck),
+            Policies(duck),
+            Runs(duck),
+            Groups(duck),
+            Verdicts(duck),
+            Jobs(duck),
+            Datasets(duck),
+            Reports(duck),
         )
 
 

@@ -78,3 +78,25 @@ def draw_replay(report: dict[str, Any], path: Path) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def draw_informativeness(rows: list[dict[str, Any]], path: Path) -> None:
+    """Pass rates of every policy version, and how its entropies move from version to version."""
+    versions = [row for row in rows if row["policy_version"] is not None]
+    figure, (rates, entropies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for row in versions:
+        share = [count / max(1, row["groups"]) for count in row["pass_rate_histogram"]]
+        rates.plot([(b + 0.5) / 10 for b in range(10)], share, marker="o", label=f"version {row['policy_version']}")
+    rates.set_xlabel("mean reward of a group")
+    rates.set_ylabel("share of groups")
+    rates.legend(frameon=False)
+    for field in ("outcome_entropy", "outcome_entropy_of_pairs", "token_entropy"):
+        known = [(row["policy_version"], row[field]) for row in versions if row[field] is not None]
+        entropies.plot([v for v, _ in known], [e for _, e in known], marker="o", label=field.replace("_", " "))
+    entropies.set_xlabel("policy version")
+    entropies.set_ylabel("nats")
+    entropies.legend(frameon=False)
+    for axes in (rates, entropies):
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(path, dpi=120)
+    plt.close(figure)

@@ -15,20 +15,16 @@ from typing import Literal, NamedTuple
 import numpy as np
 from pydantic import Field
 
-from curation.greso import StepTally
 from curation.passrates import Floats, Outlook, PassRates
 from curation.records import Action, Decision
 from curation.selectors.base import NEW, Candidate, Seen, Selector, SelectorSettings, drawn, skip_of
-
-CORRECTION = 0.02
-"""How far the aim moves, of the difference between the target and what a step gave."""
 
 
 class Posterior(SelectorSettings):
     """Defaults: chosen on every second prompt of the recorded history that `refinery bench select` replays."""
 
     kind: Literal["posterior"] = "posterior"
-    target: float = Field(0.95, gt=0, lt=1)
+    target: float = Field(0.94, gt=0, lt=1)
     """Share of informative groups to hit, as far as `coverage` allows."""
     coverage: float = Field(0.3, ge=0, le=1)
     """Share of the informative groups a pass could have that it must not pass over: where few prompts are sure to be
@@ -50,7 +46,6 @@ class _Posterior(Selector):
         self._choice = choice
         self._seed = seed
         self._rates = PassRates(group_size=group_size, drift=choice.drift, trend=choice.trend)
-        self._aim = choice.target
         self._epoch = 0
         self._planned: _Plan | None = None
         """None after news."""
@@ -65,24 +60,18 @@ class _Posterior(Selector):
         self._planned = None
         self._rates.observe(prompt_id, rewards_G, epoch=-1, weight=weight)
 
-    def end_step(self, tally: StepTally) -> None:
-        self._planned = None
-        if tally.epoch and tally.total:
-            share = 1.0 - (tally.easy + tally.hard) / tally.total
-            moved = self._aim + CORRECTION * (self._choice.target - share)
-            self._aim = min(max(moved, 0.5 * self._choice.target), 0.5 * (1.0 + self._choice.target))
-
     def knobs(self) -> dict[str, float]:
-        return {"aim": round(self._aim, 4)}
+        plan = self._plan()
+        return {"threshold": round(plan.threshold, 4), "expected": round(plan.expected, 4)}
 
     def expects(self) -> float | None:
         """Before every prompt was sampled once, nothing: the new ones are sampled whatever they are."""
-        return self._plan(self._epoch + 1).expected if self._epoch else None
+        return self._plan().expected if self._epoch else None
 
     def decide(self, candidates: Sequence[Candidate], room: int) -> list[Decision]:
         known = [c for c in candidates if c.prompt_id in self._rates]
         outlook = self._rates.outlook([c.prompt_id for c in known], candidates[0].epoch)
-        keep_P = self._keep(outlook, self._plan(candidates[0].epoch).threshold)
+        keep_P = self._keep(outlook, self._plan().threshold)
         chances = {c.prompt_id: chance for c, *chance in zip(known, outlook.mixed_P, keep_P, strict=True)}
 
         decisions: list[Decision] = []
@@ -102,16 +91,15 @@ class _Posterior(Selector):
         latest = candidate.past.latest
         return drawn(float(keep), reason, *key, skip=skip_of(latest.kind) if latest else Action.PASSED_OVER)
 
-    def _plan(self, epoch: int) -> "_Plan":
-        """The lowest threshold at which a pass over the known prompts is expected to hit the aim, or a lower one, if
+    def _plan(self) -> "_Plan":
+        """The lowest threshold at which a pass over the known prompts is expected to hit the target, or a lower one, if
         that has too little coverage."""
         if self._planned is None:
-            self._planned = (
-                self._lowest_threshold(self._rates.outlook_of_all(epoch)) if len(self._rates) else _Plan(1.0, 1.0)
-            )
+            known = len(self._rates) > 0
+            self._planned = self._lowest(self._rates.outlook_of_all(self._epoch)) if known else _Plan(1.0, 1.0)
         return self._planned
 
-    def _lowest_threshold(self, outlook: Outlook) -> "_Plan":
+    def _lowest(self, outlook: Outlook) -> "_Plan":
         def expected(threshold: float) -> float:
             keep_P = self._keep(outlook, threshold)
             return float(keep_P @ outlook.mixed_P / keep_P.sum())
@@ -122,8 +110,8 @@ class _Posterior(Selector):
             )
 
         threshold = highest = float(self._score(outlook).max())
-        if expected(highest) >= self._aim:
-            threshold = _bisect(lambda t: expected(t) >= self._aim, 1e-3, highest)
+        if expected(highest) >= self._choice.target:
+            threshold = _bisect(lambda t: expected(t) >= self._choice.target, 1e-3, highest)
         if not covers(threshold):
             threshold = _bisect(lambda t: not covers(t), 1e-3, threshold)
         return _Plan(threshold, expected(threshold))

@@ -186,7 +186,7 @@ class Groups:
         self, runs: Sequence[str], watermark: int, verifier: str | None = None, prompt_id: str | None = None
     ) -> list[tuple[Group, float | None]]:
         """The groups whose text is kept, with the temperature they were sampled at, up to the watermark. They carry
-        their newest verdicts; with the label of a verifier, those where they have them. Of one prompt, if it is named."""
+        their newest verdicts; with the label of a verifier, those where they have them. One prompt only, if named."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
         rows = await self._duck.read(CURATION, scope)
         return await asyncio.to_thread(lambda: [(group_of(row), row["temperature"]) for row in rows])
