@@ -31,11 +31,11 @@ class Posterior(SelectorSettings):
     mixed, more of them are sampled than the target asks for, instead of the same few again and again."""
     drift: float = Field(0.4, gt=0)
     """Logits that a pass rate wanders in a pass over the prompts."""
-    trend: float = 0.03
+    trend: float = 0.05
     """Logits that pass rates rise in a pass."""
-    optimism: float = Field(0.2, ge=0)
+    optimism: float = Field(0.3, ge=0)
     """Bonus for doubt, in standard deviations."""
-    sharpness: float = Field(8.0, ge=1)
+    sharpness: float = Field(12.0, ge=1)
 
     def build(self, *, seed: int, group_size: int) -> "_Posterior":
         return _Posterior(self, seed, group_size)

@@ -51,7 +51,7 @@ def test_measures_may_disagree_and_say_which_they_are() -> None:
 @pytest.mark.parametrize("versions", [0, 1])
 def test_one_version_cannot_be_compared(versions: int) -> None:
     with pytest.raises(ValueError, match="at least two"):
-        advise(dict.fromkeys(range(versions), [(0.0, 1.0)]), Measure.PAIR_SHARE, seed=0)
+        advise({key: [(0.0, 1.0)] for key in range(versions)}, Measure.PAIR_SHARE, seed=0)
 
 
 groups = st.lists(st.lists(st.sampled_from([0.0, 0.5, 1.0]), min_size=1, max_size=4), min_size=1, max_size=12)
