@@ -14,12 +14,15 @@ from itertools import takewhile
 from math import ceil
 from typing import Annotated
 
+import numpy as np
 from pydantic import Field
 
+from curation.allocation import Fixed, Knapsack, Probe, sizes
 from curation.choice import Choice
 from curation.greso import StepTally, adaptive_round
 from curation.history import History, past_group
 from curation.keys import digest
+from curation.passrates import PassRates
 from curation.records import Action, Decision, GroupKind, Visit
 from curation.selectors.base import Candidate, Seen, Selector
 from curation.selectors.posterior import Posterior
@@ -53,6 +56,9 @@ class RunState:
 
     selector: Selector
     seed: int
+    allocation: Fixed | Probe | Knapsack = field(default_factory=Fixed)
+    rates: PassRates | None = None
+    """Only where the allocation asks for them."""
     histories: dict[str, History] = field(default_factory=dict)
     epochs: dict[str, int] = field(default_factory=dict)
     """Last pass that considered the prompt."""
@@ -68,10 +74,19 @@ class RunState:
 
     @classmethod
     def replay(
-        cls, choice: SelectorChoices, seen: Iterable[Seen], *, seed: int, group_size: int, inherited: Inherited = ()
+        cls,
+        choice: SelectorChoices,
+        seen: Iterable[Seen],
+        *,
+        seed: int,
+        group_size: int,
+        allocation: Fixed | Probe | Knapsack | None = None,
+        inherited: Inherited = (),
     ) -> "RunState":
         """The state after these visits, oldest first."""
-        state = cls(choice.build(seed=seed, group_size=group_size), seed)
+        state = cls(choice.build(seed=seed, group_size=group_size), seed, allocation or Fixed())
+        if isinstance(allocation, Knapsack):
+            state.rates = PassRates(group_size=group_size, drift=allocation.drift, trend=allocation.trend)
         for prompt_id, rewards_G, weight in inherited:
             state.inherit(prompt_id, rewards_G, weight)
         for visit in seen:
@@ -88,6 +103,8 @@ class RunState:
         past = self.history(prompt_id)
         self.histories[prompt_id] = History(past.visits, (*past.groups_N, past_group(rewards_G, weight)))
         self.selector.inherit(prompt_id, rewards_G, weight)
+        if self.rates is not None:
+            self.rates.observe(prompt_id, rewards_G, epoch=-1, weight=weight)
 
     def observe(self, seen: Seen) -> None:
         """Takes in one visit, with the rewards of its group if there is one."""
@@ -103,6 +120,8 @@ class RunState:
         self.epoch = max(self.epoch, seen.epoch)
         self.tally = self.tally._replace(epoch=self.epoch)
         self.selector.observe(seen)
+        if self.rates is not None and seen.rewards_G:
+            self.rates.observe(seen.prompt_id, seen.rewards_G, seen.epoch, seen.policy_version)
 
     def _count(self, kind: GroupKind) -> None:
         self.tally = self.tally._replace(
@@ -158,6 +177,16 @@ def plan_round(
 
 def _with_visits(past: History, more: int) -> History:
     return replace(past, visits=past.visits + more) if more else past
+
+
+def group_sizes(visits: Iterable[Visit], state: RunState, n: int) -> dict[str, int]:
+    """Rollouts of each prompt that these visits sample, `n` on average."""
+    sampled = sorted((v for v in visits if not v.decision.action.is_skip), key=lambda v: v.prompt_id)
+    beliefs = None
+    if state.rates is not None and sampled:
+        beliefs = np.stack([state.rates.belief(v.prompt_id, v.epoch) for v in sampled])
+    found = sizes(state.allocation, beliefs, len(sampled), n) if sampled else []
+    return {visit.prompt_id: size for visit, size in zip(sampled, found, strict=True)}
 
 
 def by_name(prompt_ids: Iterable[str], state: RunState) -> list[Visit]:

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 
 from curation.choice import Choice
 from curation.records import Action, Decision, Prompt, Visit
-from curation.selection import Inherited, RunState, by_name, next_epoch, plan_round, round_size
+from curation.selection import Inherited, RunState, by_name, group_sizes, next_epoch, plan_round, round_size
 from curation.selectors.base import Seen
 from service.collect import Verify, collect
 from service.engines.base import Engine
@@ -161,6 +161,7 @@ class Harvest:
             seen,
             seed=self._run.seed,
             group_size=self._run.sampling.n,
+            allocation=self._run.allocation,
             inherited=await self._inherited(),
         )
         if seen and not continues:
@@ -210,7 +211,11 @@ class Harvest:
 
     async def _round(self, visits: list[Visit], state: RunState) -> None:
         number = state.round + 1
-        planned = [PlannedVisit(self._run.name, self._job.id, state.step, number, visit) for visit in visits]
+        sizes = group_sizes(visits, state, self._run.sampling.n)
+        planned = [
+            PlannedVisit(self._run.name, self._job.id, state.step, number, visit, sizes.get(visit.prompt_id))
+            for visit in visits
+        ]
         await self._groups.plan(planned, self._now())
         collected = await self._collect_all([p for p in planned if not p.visit.decision.action.is_skip])
         for visit in visits:
@@ -269,4 +274,4 @@ def check(request: RolloutsRequest, run: RunConfig, *, has_prompts: bool) -> Non
 def _planned_of(row: dict[str, Any]) -> PlannedVisit:
     decision = Decision(Action(row["action"]), row["keep_probability"], row["reason"])
     visit = Visit(row["prompt_id"], row["visit"], row["epoch"], decision)
-    return PlannedVisit(row["run"], row["job"], row["step"], row["round"], visit)
+    return PlannedVisit(row["run"], row["job"], row["step"], row["round"], visit, row["rollouts"])

@@ -1,9 +1,11 @@
 """What a user fixes about a run. The same configuration makes the same decisions."""
 
 from enum import StrEnum, auto
+from typing import Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
+from curation.allocation import Allocation, Fixed, Probe
 from curation.choice import Choice
 from curation.records import GroupKind
 from curation.selection import Batch, SelectorChoice
@@ -52,8 +54,16 @@ class RunConfig(Choice):
     sampling: Sampling = Sampling()
     selector: SelectorChoice = Everything()
     batch: Batch = Batch()
+    allocation: Allocation = Fixed()
+    """How many rollouts a sampled prompt gets."""
     inherit: Inherit | None = None
     retain: Retain = Retain.INFORMATIVE
     seed: int = 0
     imported: bool = False
     """Holds rollouts that were recorded elsewhere; nothing is sampled for it."""
+
+    @model_validator(mode="after")
+    def _a_probe_is_smaller_than_the_group(self) -> Self:
+        if isinstance(self.allocation, Probe) and self.allocation.first >= self.sampling.n:
+            raise ValueError(f"a probe of {self.allocation.first} leaves nothing of n = {self.sampling.n} for later")
+        return self

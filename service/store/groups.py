@@ -38,6 +38,8 @@ class PlannedVisit:
     step: int
     round: int
     visit: Visit
+    rollouts: int | None = None
+    """That a sampled prompt is to get; None for a skip."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -275,6 +277,7 @@ def add_visits(tx: Transaction, visits: Sequence[PlannedVisit], now: datetime) -
                 "keep_probability": planned.visit.decision.keep_probability,
                 "reason": planned.visit.decision.reason,
                 "decided_at": now,
+                "rollouts": planned.rollouts,
             }
             for planned in visits
         ),

@@ -14,6 +14,7 @@ create table if not exists visits (
     seq bigint, run varchar, prompt_id varchar, visit integer, epoch integer, step integer, round integer,
     job varchar, action varchar, keep_probability double, reason varchar, decided_at timestamp
 );
+alter table visits add column if not exists rollouts integer;
 create table if not exists groups (
     seq bigint, group_id varchar, run varchar, prompt_id varchar, visit integer, job varchar,
     policy varchar, policy_version integer, temperature double, kind varchar, rewards double[],

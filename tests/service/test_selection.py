@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pytest
@@ -135,3 +136,58 @@ def test_a_replay_that_cannot_be_is_refused_in_one_line(content: str, selector: 
     assert ended.returncode == 1
     assert said in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+# ---- how many rollouts a prompt gets
+
+
+def test_a_probe_goes_on_only_where_the_first_rollouts_disagree(client: TestClient) -> None:
+    prepare(client, selector={"kind": "all"}, sampling={"n": 12}, allocation={"kind": "probe", "first": 4})
+
+    result = sample(client, passes=1)
+
+    listed = client.get("/v1/groups?run=r&limit=100").json()["items"]
+    assert {(g["kind"], g["rollouts"]) for g in listed} <= {("easy", 4), ("hard", 4), ("informative", 12)}
+    assert result["funnel"]["rollouts"] == sum(g["rollouts"] for g in listed) < 30 * 12
+    assert result["funnel"]["informative"] > 0
+
+
+def test_a_probe_samples_the_completions_that_a_whole_group_would_have(client: TestClient) -> None:
+    prepare(client, selector={"kind": "all"}, sampling={"n": 8}, retain="all")
+    sample(client, passes=1)
+    probing = {"name": "probing", "sampling": {"n": 8}, "allocation": {"kind": "probe", "first": 3}, "retain": "all"}
+    client.post("/v1/runs", json={"policy": "policy", "prompt_set": "s"} | probing)
+    sample(client, run="probing", passes=1)
+
+    def texts(run: str) -> dict[str, list[str]]:
+        listed = client.get(f"/v1/groups?run={run}&limit=100").json()["items"]
+        members = {g["prompt_id"]: client.get(f"/v1/groups/{g['id']}").json()["members"] for g in listed}
+        return {prompt: [m["text"] for m in of_prompt] for prompt, of_prompt in members.items()}
+
+    whole = texts("r")
+    assert all(some == whole[prompt][: len(some)] for prompt, some in texts("probing").items())
+
+
+def test_a_knapsack_spends_the_same_on_other_prompts_after_a_restart_too(open_service: OpenService) -> None:
+    with open_service() as client:
+        prepare(client, selector={"kind": "all"}, sampling={"n": 6}, allocation={"kind": "knapsack", "most": 24})
+        sample(client, passes=1)
+    with open_service() as client:
+        sample(client, passes=2)
+        listed = client.get("/v1/groups?run=r&limit=1000").json()["items"]
+        names = {p["id"]: p["prompt"].split()[0] for p in client.get("/v1/prompts?set=s").json()["items"]}
+
+    first, later = listed[:30], listed[30:]
+    assert {g["rollouts"] for g in first} == {6}
+    assert sum(g["rollouts"] for g in later) == 60 * 6
+    mean = {kind: fmean(g["rollouts"] for g in later if names[g["prompt_id"]] == kind) for kind in ("easy", "mixed")}
+    assert mean["mixed"] > 2 * mean["easy"]
+
+
+@pytest.mark.parametrize(
+    "allocation", [{"kind": "probe", "first": 8}, {"kind": "knapsack", "least": 9, "most": 8}, {"kind": "half"}]
+)
+def test_an_allocation_that_cannot_be_is_refused(allocation: dict[str, Any], client: TestClient) -> None:
+    run = {"name": "x", "policy": "policy", "prompt_set": "s", "sampling": {"n": 8}, "allocation": allocation}
+
+    assert client.post("/v1/runs", json=run).status_code == 422
