@@ -91,7 +91,7 @@ def _improve(refinery: Refinery, folder: Path, seed: int, console: Console) -> d
     recipe = RECIPE | {"runs": ["demo"], "seed": seed}
     dataset = refinery.post("/v1/datasets", {"name": "demo", "recipe": recipe})
     train_url = refinery.url + dataset["urls"]["train.parquet"]
-    console.print(f"froze demo@{dataset['version']}: {dataset['manifest']['pairs']} pairs")
+    console.print(f"froze demo@{dataset['version']}: {dataset['manifest']['rows']} pairs")
     policy = refinery.get("/v1/policies/policy")
     checkpoint = policy["versions"][-1]["checkpoint"]
     with console.status("training DPO in a process of its own"):
