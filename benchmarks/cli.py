@@ -15,6 +15,7 @@ from benchmarks.report import document
 class Bench(StrEnum):
     SELECT = auto()
     ENGINE = auto()
+    LEARNING = auto()
     VERIFY = auto()
     CODE = auto()
 
@@ -28,6 +29,8 @@ def bench(
     engine: Annotated[list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default.")] = None,
     engine_python: Annotated[Path | None, typer.Option(help="For engine: Python of its own environment.")] = None,
     data: Annotated[Path | None, typer.Option(help="For select, verify and code: folder of recorded data.")] = None,
+    seeds: Annotated[int, typer.Option(min=1, help="For learning.")] = 5,
+    steps: Annotated[int, typer.Option(min=3, help="For learning: gradient steps of each arm.")] = 30,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -36,6 +39,10 @@ def bench(
             from benchmarks import select
 
             figures = select.run(data)
+        case Bench.LEARNING:
+            from benchmarks import learning
+
+            figures = learning.run(seeds, steps)
         case Bench.ENGINE:
             from benchmarks import engine as engines
             from service.engines.addresses import Kind
