@@ -9,6 +9,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from curation.recorded import FieldMapping, GroupIn
+from tests.service.conftest import OpenService
 
 GSM8K = Path(__file__).parents[3] / "shared/data/rollouts_gsm8k_4x/example_model_solutions.jsonl.gz"
 GSM8K_MAPPING = FieldMapping(
@@ -153,3 +154,26 @@ def test_our_verdicts_on_recorded_gsm8k_solutions_agree_with_their_labels(client
 
     assert imported["rollouts"] == imported["labelled"] == 800
     assert imported["agreeing"] >= 799
+
+
+def test_the_order_in_which_groups_arrive_changes_no_byte_of_a_dataset(open_service: OpenService) -> None:
+    rows = [
+        {
+            "prompt": f"{n} + {n}?",
+            "reference": str(2 * n),
+            "verifier": "numeric",
+            "rollouts": [{"text": str(2 * n + off)} for off in (0, n % 2, 1)],
+        }
+        for n in range(40)
+    ]
+    recipe = {"runs": ["r"], "pairs": {"kind": "one_random_pair"}, "test_share": 0.3, "max_pairs": 25, "per_prompt": 1}
+    hashes = []
+    for data, arrived in (("one", rows), ("other", rows[::-1])):
+        with open_service(data=data) as client:
+            for row in arrived:
+                assert client.post("/v1/rollouts/import?run=r", json=[row]).status_code == 201
+            frozen = client.post("/v1/datasets", json={"name": "d", "recipe": recipe}).json()
+            hashes.append({file: said["sha256"] for file, said in frozen["manifest"]["files"].items()})
+
+    assert hashes[0] == hashes[1]
+    assert {"train.parquet", "test.parquet", "left_out.parquet"} <= hashes[0].keys()
