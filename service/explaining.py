@@ -33,7 +33,8 @@ async def explain(
     for visit in visits:
         if group_id := visit["group_id"]:
             visit["steps"] = told.get(group_id, [NO_TEXT])
-            visit["rows"] = [row for row in rows if row["group_id"] == group_id]
+            # A row of the shape "prompts" stands for all groups of its prompt.
+            visit["rows"] = [row for row in rows if row.get("group_id", group_id) == group_id]
             visit["left_out"] = [one for one in left_out if one["group_id"] == group_id]
     return {
         "dataset": f"{dataset.name}@{dataset.version}",

@@ -12,6 +12,7 @@ from collections import Counter
 
 from curation.records import Outcome, Prompt
 from service.stages import VerifierFailed
+from service.verifiers import names
 from service.verifiers.catalogue import Canary
 from service.verifiers.panel import Panel
 
@@ -40,7 +41,8 @@ async def watch(panel: Panel, *, seconds: float) -> None:
 
 async def _trial(panel: Panel, name: str, canary: Canary) -> tuple[str, bool]:
     """(what is wrong, whether that is only a verdict that is missing)"""
-    prompt = Prompt("canary", canary.prompt, canary.reference, name, dict(canary.metadata))
+    spelled = names.spelled(name, canary.options)
+    prompt = Prompt("canary", canary.prompt, canary.reference, spelled, dict(canary.metadata))
     try:
         verdicts = await panel.try_out(prompt, [canary.right, canary.wrong])
     except VerifierFailed as failure:

@@ -37,6 +37,8 @@ class Canary(Choice):
     reference: str = ""
     prompt: str = ""
     metadata: Metadata = Field(default_factory=dict)
+    options: Metadata = Field(default_factory=dict)
+    """Of the verifier, where it does not do with its defaults."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ class Local:
     is_model: bool = False
     """Whether it needs a worker of its own, with no limit of memory and a slow start."""
     canary: Canary | None = None
-    """Shows whether it still sees, under its default options. A verifier that has one bears an empty completion, too,
+    """Shows whether it still sees. A verifier that has one bears an empty completion, too,
     so that questions can be tried before anybody answers them."""
 
 

@@ -96,7 +96,9 @@ def judge(rule: Rule, question: Question, text: str) -> Judgement:
     except Exception as fault:  # noqa: BLE001 - a rule may raise anything, and none of it is a zero
         return Judgement(Outcome.ERROR, None, f"{type(fault).__name__}: {fault}"[:500])
     if not isinstance(reward, float) or not isfinite(reward) or not 0.0 <= reward <= 1.0:
-        return Judgement(Outcome.ERROR, None, f"the verifier gave the reward {reward!r}"[:500])
+        return Judgement(
+            Outcome.ERROR, None, f"the verifier gave the reward {reward!r}, which is not from 0 to 1"[:500]
+        )
     return Judgement(Outcome.SCORED, reward, answer)
 
 

@@ -17,6 +17,7 @@ from curation.records import Outcome, Prompt, Verdict
 from service.parts import panel_of_settings
 from service.settings import Settings
 from service.stages import Conflict
+from service.verifiers import canaries
 from service.verifiers.declared import Declared, DeclaredKind, parse_declared
 from service.verifiers.remote import RETRY_PAUSE
 from service.verifiers.rewards import RewardOptions, logistic, rewarded
@@ -341,21 +342,22 @@ def test_a_declaration_in_the_file_may_have_a_canary_and_is_watched(tmp_path: Pa
         name = "sums"
         kind = "function"
         target = "{HERE}:trl_style"
-        canary = {{ prompt = "?", right = "4", wrong = "5", reference = "4" }}
+        canary = {{ prompt = "?", right = "4", wrong = "5", reference = "4", options = {{ high = 2.0 }} }}
     """)
 
-    async def trial() -> list[Verdict]:
+    async def trial() -> tuple[str, bool]:
         with chdir(tmp_path):
             panel = panel_of_settings(Settings(verifier_workers=1))
         try:
             await panel.verify(Prompt("p", "?", "4", "sums"), ["4"])
             [(name, canary)] = panel.canaries().items()
-            prompt = Prompt("canary", canary.prompt, canary.reference, name)
-            return await panel.try_out(prompt, [canary.right, canary.wrong])
+            backwards = canary.model_copy(update={"right": canary.wrong, "wrong": canary.right})
+            assert "0 for '5', which is right, and 0.5 for '4'" in (await canaries._trial(panel, name, backwards))[0]
+            return await canaries._trial(panel, name, canary)
         finally:
             await panel.close()
 
-    assert told(asyncio.run(trial())) == [(Outcome.SCORED, 1.0), (Outcome.SCORED, 0.0)]
+    assert asyncio.run(trial()) == ("", False)
 
 
 def test_only_an_environment_takes_arguments() -> None:

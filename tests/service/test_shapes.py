@@ -142,6 +142,15 @@ def test_a_group_is_explained_down_to_the_draw(sampled: TestClient) -> None:
     assert visit["reason"] == "every prompt is sampled"
 
 
+@pytest.mark.parametrize("shape", ["pairs", "labelled", "right", "prompts", "groups"])
+def test_rows_of_every_shape_are_explained(shape: str, sampled: TestClient) -> None:
+    freeze(sampled, shape=shape)
+
+    for prompt in sampled.get("/v1/prompts?set=s&limit=100").json()["items"]:
+        for visit in explained(sampled, "d", prompt_id=prompt["id"])["visits"]:
+            assert visit["rows"] or visit["left_out"]
+
+
 def test_what_was_left_out_is_a_file_like_the_others(sampled: TestClient) -> None:
     frozen = freeze(sampled, "d", max_pairs=1)
 
