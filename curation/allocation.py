@@ -25,7 +25,7 @@ class Probe(Choice):
     is stored as it is."""
 
     kind: Literal["probe"] = "probe"
-    first: int = Field(4, ge=1)
+    first: int = Field(4, ge=2)
 
 
 class Knapsack(Choice):
@@ -34,9 +34,9 @@ class Knapsack(Choice):
 
     kind: Literal["knapsack"] = "knapsack"
     least: int = Field(2, ge=2)
-    most: int = Field(32, ge=2)
-    drift: float = Field(0.4, gt=0)
-    trend: float = 0.05
+    most: int = Field(32, ge=2, le=1024)
+    drift: float = Field(0.4, ge=0.05, le=10)
+    trend: float = Field(0.05, ge=-2, le=2)
     """Both as in the selector `posterior`."""
 
     @model_validator(mode="after")

@@ -1,7 +1,8 @@
 """What a recipe leaves out after its rule has made rows: limits, duplicates, balance.
 
 - Every row is kept or counted under one reason, the first that applies, in the order of `Cut`.
-- Where only some of many may stay, the seed draws them; the draw of a row depends on nothing but the row.
+- Where only some of many may stay, the seed draws them. A row has a lot of its own for each limit: with one for all,
+  the survivors of crowded prompts would win every later draw.
 """
 
 from collections import defaultdict
@@ -102,11 +103,11 @@ def tenth_of(group: Group) -> int:
 
 
 def _over_limit(rows: list[Row], recipe: Recipe) -> Faults:
-    return _too_many(rows, recipe.max_pairs, lambda _: None, "in all", recipe.seed)
+    return _too_many(rows, recipe.max_pairs, lambda _: None, "limit", recipe.seed)
 
 
 def _too_many(rows: list[Row], limit: int | None, class_of: Callable[[Row], Hashable], told: str, seed: int) -> Faults:
-    """The rows of each class that the seed does not draw."""
+    """The rows of each class that the seed does not draw; `told` names the class, and its lots."""
     if limit is None:
         return {}
     classes: dict[Hashable, list[int]] = defaultdict(list)
@@ -115,12 +116,7 @@ def _too_many(rows: list[Row], limit: int | None, class_of: Callable[[Row], Hash
     faults: Faults = {}
     for places in classes.values():
         if len(places) > limit:
-            by_lot = sorted(places, key=lambda place: draw_of(rows[place], seed))
+            by_lot = sorted(places, key=lambda place: digest(seed, told, rows[place].group.id, *rows[place].indices))
             for rank, place in enumerate(by_lot[limit:], start=limit + 1):
-                faults[place] = f"its lot is number {rank} of {len(places)} rows {told}; {limit} stay"
+                faults[place] = f"its lot is number {rank} of {len(places)} ({told}); {limit} stay"
     return faults
-
-
-def draw_of(row: Row, seed: int) -> str:
-    """The row's lot: the lowest stay."""
-    return digest(seed, "limit", row.group.id, *row.indices)

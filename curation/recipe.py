@@ -163,6 +163,17 @@ class Recipe(Choice):
     seed: int = 0
 
     @model_validator(mode="after")
+    def _limits_go_with_the_shape(self) -> "Recipe":
+        limits = ("max_tokens", "max_length_ratio", "unique", "per_prompt", "per_difficulty", "max_pairs")
+        if self.shape is Shape.PROMPTS and (given := [name for name in limits if getattr(self, name)]):
+            raise ValueError(
+                f"a row of shape prompts stands for all groups of a prompt: {', '.join(given)} limits none"
+            )
+        if self.shape is not Shape.PAIRS and self.max_length_ratio:
+            raise ValueError("max_length_ratio compares the two sides of a pair")
+        return self
+
+    @model_validator(mode="after")
     def _versions_in_order(self) -> "Recipe":
         if self.policy_versions and self.policy_versions[0] > self.policy_versions[1]:
             raise ValueError(f"policy_versions {self.policy_versions} end before they begin")

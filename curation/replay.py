@@ -5,6 +5,7 @@ it skips nothing; what its choice would have changed about the policy is not in 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import sqrt
 from statistics import fmean, stdev
 from typing import Any, NamedTuple
@@ -16,8 +17,17 @@ from curation.records import GroupKind, kind_of
 from curation.selection import Batch, RunState, SelectorChoice, SelectorChoices, plan_round, round_size
 from curation.selectors.base import Seen
 
-Recorded = Mapping[str, Sequence[tuple[float, ...]]]
-"""Rewards of each visit of each prompt, in the order of the visits."""
+
+class Then(NamedTuple):
+    """One visit as it was recorded."""
+
+    rewards_G: tuple[float, ...]
+    policy_version: int | None = None
+    """None where the record does not say: then every pass counts as another policy."""
+
+
+Recorded = Mapping[str, Sequence[Then]]
+"""The visits of each prompt, in their order."""
 
 
 class Question(Choice):
@@ -26,7 +36,8 @@ class Question(Choice):
     selectors: tuple[SelectorChoice, ...] = Field(min_length=1, max_length=32)
     seeds: int = Field(5, ge=1, le=100)
     """Each selector is replayed with the seeds 0, 1, ..."""
-    batch: Batch = Batch()
+    batch: Batch | None = None
+    """Groups of a training step and prompts of a round; as in the run, where there is one."""
 
     @field_validator("selectors")
     @classmethod
@@ -86,7 +97,7 @@ class Replayed(NamedTuple):
 def replay(choice: SelectorChoices, recorded: Recorded, *, seed: int, batch: Batch | None = None) -> Replayed:
     """The choice, from its first visit to the end of the record. Training steps end as in a run."""
     batch = batch or Batch()
-    group_size = max((len(rewards_G) for visits in recorded.values() for rewards_G in visits), default=1)
+    group_size = max((len(then.rewards_G) for visits in recorded.values() for then in visits), default=1)
     state = RunState.replay(choice, [], seed=seed, group_size=group_size)
     visits = sampled = informative = number = 0
     for epoch in range(max(map(len, recorded.values()), default=0)):
@@ -99,15 +110,17 @@ def replay(choice: SelectorChoices, recorded: Recorded, *, seed: int, batch: Bat
         ):
             number += 1
             for visit in planned:
-                rewards_G = None if visit.decision.action.is_skip else recorded[visit.prompt_id][epoch]
+                seen = Seen(visit.prompt_id, epoch, state.step, number, visit.decision.action, None)
                 visits += 1
-                sampled += rewards_G is not None
-                informative += rewards_G is not None and kind_of(rewards_G) is GroupKind.INFORMATIVE
-                seen = Seen(visit.prompt_id, epoch, state.step, number, visit.decision.action, rewards_G, state.step)
+                if not visit.decision.action.is_skip:
+                    then = recorded[visit.prompt_id][epoch]
+                    seen = replace(seen, rewards_G=then.rewards_G, policy_version=then.policy_version)
+                    sampled += 1
+                    informative += kind_of(then.rewards_G) is GroupKind.INFORMATIVE
                 state.observe(seen)
             if state.informative >= batch.groups:
                 state.close_step()
-    there = sum(kind_of(rewards_G) is GroupKind.INFORMATIVE for past in recorded.values() for rewards_G in past)
+    there = sum(kind_of(then.rewards_G) is GroupKind.INFORMATIVE for past in recorded.values() for then in past)
     return Replayed(visits, sampled, informative, there, state.selector.knobs())
 
 

@@ -44,6 +44,7 @@ class Measured(NamedTuple):
 
     version: int
     groups: int
+    """That count for the measure."""
     value: float
     low: float
     high: float
@@ -71,7 +72,8 @@ def advise(harvests: Mapping[int, Groups], measure: Measure, *, seed: int) -> Ad
     measured = []
     for place, (version, values) in enumerate(zip(versions, worth, strict=True)):
         low, high = (float(np.quantile(draws_VD[place], edge)) for edge in (0.025, 0.975))
-        measured.append(Measured(version, len(values), _mean(values), low, high, float((best_D == place).mean())))
+        counted = int(np.count_nonzero(~np.isnan(values)))
+        measured.append(Measured(version, counted, _mean(values), low, high, float((best_D == place).mean())))
     return Advice(measure, measured, *_conclusion(measured))
 
 

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from curation.curate import Split
+from curation.curate import Dropped, Split
 from curation.explain import steps
 from service.freezing import LEFT_OUT_FILE
 from service.store.datasets import DatasetVersion
@@ -17,6 +17,7 @@ from service.store.groups import Groups
 from service.store.prompts import Prompts
 
 NO_TEXT = "its text was not kept, so it can give no row: the run retains informative groups"
+LATER = "sampled after the dataset was frozen"
 
 
 async def explain(
@@ -32,10 +33,13 @@ async def explain(
     rows, left_out = await asyncio.to_thread(_frozen, folder, dataset, prompt_id)
     for visit in visits:
         if group_id := visit["group_id"]:
-            visit["steps"] = told.get(group_id, [NO_TEXT])
+            later = visit["group_seq"] > dataset.watermark
+            visit["steps"] = told.get(group_id, [LATER if later else NO_TEXT])
             # A row of the shape "prompts" stands for all groups of its prompt.
             visit["rows"] = [row for row in rows if row.get("group_id", group_id) == group_id]
             visit["left_out"] = [one for one in left_out if one["group_id"] == group_id]
+            if any(one["reason"] == Dropped.CONTAMINATED for one in visit["left_out"]):
+                visit["steps"] = []  # it was left out before the first of them
     return {
         "dataset": f"{dataset.name}@{dataset.version}",
         "prompt_id": prompt_id,

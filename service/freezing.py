@@ -23,7 +23,7 @@ from curation.contamination import Forbidden
 from curation.curate import Curated, Split, curate, nothing, split_of
 from curation.informativeness import summarize
 from curation.recipe import RULES, Recipe, Shape
-from service.shapes import COLUMNS, LEFT_OUT, Temperatures, left_out_rows, rows_of
+from service.shapes import COLUMNS, LEFT_OUT, Temperatures, left_out_rows, rows_in, rows_of
 from service.stages import Invalid, NotFound, StoreFailed, stage
 from service.store.datasets import Datasets, DatasetVersion
 from service.store.groups import Groups
@@ -66,7 +66,7 @@ async def freeze(
     curated = await asyncio.to_thread(curate, [group for group, _ in found], recipe, is_contaminated)
     funnel = {
         "groups": curated.groups,
-        "rows": len(curated.rows),
+        "rows": rows_in(curated.rows, recipe),
         "dropped": {reason.value: n for reason, n in sorted(curated.dropped.items())},
         "cut": {reason.value: n for reason, n in sorted(curated.cut.items())},
     }

@@ -160,7 +160,7 @@ class Harvest:
             self._run.selector,
             seen,
             seed=self._run.seed,
-            group_size=self._run.sampling.n,
+            group_size=self._run.decided_by,
             allocation=self._run.allocation,
             inherited=await self._inherited(),
         )
@@ -172,7 +172,8 @@ class Harvest:
         inherit = self._run.inherit
         if inherit is None:
             return []
-        return [(*group, inherit.weight) for group in await self._groups.known_before(self._run.name, inherit.runs)]
+        known = await self._groups.known_before(self._run.name, inherit.runs)
+        return [(prompt_id, rewards_G, inherit.weight) for prompt_id, rewards_G in known if prompt_id in self._prompts]
 
     @property
     def _budget(self) -> Budget:

@@ -41,8 +41,8 @@ from service.verifiers.panel import Panel
 from service.verifiers.pool import VerifierPool
 from service.verifiers.worker import NO_LIMIT, Limits
 
-MODEL_LIMITS = Limits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT)
-"""Of a reward model in a worker process: loading it counts."""
+MODEL_LIMITS = Limits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT, load_seconds=900.0)
+"""Of a reward model in a worker process; with two of them in turn, loading counts against the check."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,11 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from curation.allocation import Allocation, Fixed, Probe
+from curation.allocation import Allocation, Fixed, Knapsack, Probe
 from curation.choice import Choice
 from curation.records import GroupKind
 from curation.selection import Batch, SelectorChoice
+from curation.selectors.posterior import Posterior
 from curation.selectors.simple import Everything
 
 NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,99}$"
@@ -62,8 +63,19 @@ class RunConfig(Choice):
     imported: bool = False
     """Holds rollouts that were recorded elsewhere; nothing is sampled for it."""
 
+    @property
+    def decided_by(self) -> int:
+        """Rollouts that decide whether a group is mixed."""
+        return self.allocation.first if isinstance(self.allocation, Probe) else self.sampling.n
+
     @model_validator(mode="after")
-    def _a_probe_is_smaller_than_the_group(self) -> Self:
-        if isinstance(self.allocation, Probe) and self.allocation.first >= self.sampling.n:
-            raise ValueError(f"a probe of {self.allocation.first} leaves nothing of n = {self.sampling.n} for later")
+    def _sizes_fit(self) -> Self:
+        n = self.sampling.n
+        match self.allocation:
+            case Probe(first=first) if first >= n:
+                raise ValueError(f"a probe of {first} leaves nothing of n = {n} for later")
+            case Knapsack(least=least, most=most) if not least <= n <= most:
+                raise ValueError(f"n = {n} on average cannot be had from {least} to {most} rollouts a prompt")
+        if isinstance(self.selector, Posterior) and n < 2:
+            raise ValueError("the selector posterior looks for mixed groups, and a group of n = 1 never is one")
         return self

@@ -87,11 +87,16 @@ LEFT_OUT = pa.schema(
 """What gave no row, or was left out again."""
 
 
+def rows_in(rows: Sequence[Row], recipe: Recipe) -> int:
+    """How many rows `rows_of` makes."""
+    return len({row.group.prompt.id for row in rows}) if recipe.shape is Shape.PROMPTS else len(rows)
+
+
 def rows_of(rows: Sequence[Row], temperatures: Temperatures, recipe: Recipe) -> list[Columns]:
     """As the columns of the recipe's shape have them, in the same order."""
     if recipe.shape is Shape.PROMPTS:
-        by_prompt = groupby((row.group for row in rows), key=lambda group: group.prompt.id)
-        return [_prompt(list(groups)) for _, groups in by_prompt]
+        by_prompt = groupby(rows, key=lambda row: row.group.prompt.id)
+        return [_prompt(list(of_prompt)) for _, of_prompt in by_prompt]
     make = _MAKE[recipe.shape]
     return [make(row, recipe) | _lineage(row.group, temperatures) for row in rows]
 
@@ -157,16 +162,17 @@ _MAKE: dict[Shape, Callable[[Any, Recipe], Columns]] = {
 }
 
 
-def _prompt(groups: list[Group]) -> Columns:
-    prompt = groups[0].prompt
-    rewards = [reward for group in groups for reward in group.rewards_G]
+def _prompt(rows: list[Row]) -> Columns:
+    prompt = rows[0].group.prompt
+    groups = [[row.group.rollouts_G[i].reward or 0.0 for i in row.indices] for row in rows]
+    rewards = [reward for rewards_G in groups for reward in rewards_G]
     return {
         "prompt": prompt.text,
         "reference": prompt.reference,
         "verifier": prompt.verifier,
         "pass_rate": _mean(rewards),
         "groups": len(groups),
-        "informative": sum(max(g.rewards_G) > min(g.rewards_G) for g in groups),
+        "informative": sum(max(rewards_G) > min(rewards_G) for rewards_G in groups),
         "rollouts": len(rewards),
         "prompt_id": prompt.id,
     }

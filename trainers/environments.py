@@ -32,7 +32,7 @@ def _tasks(environment: str, arguments: Mapping[str, Any]) -> Iterable[Json]:
 
     config = taskset_config_type(environment).model_validate({"id": environment} | dict(arguments))
     for task in taskset_class(environment)(config):
-        yield task.data.model_dump(mode="json", exclude_defaults=True)
+        yield task.data.model_dump(mode="json", exclude_unset=True)
 
 
 def _text(row: Json) -> str:

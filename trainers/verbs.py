@@ -5,6 +5,7 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -71,7 +72,8 @@ def prompts_from_environment(
     from trainers.environments import prompts_of
 
     try:
-        rows = list(prompts_of(environment, verifier=verifier, take=take, arguments=json.loads(arguments)))
+        with redirect_stdout(sys.stderr):  # whatever the package prints while it loads
+            rows = list(prompts_of(environment, verifier=verifier, take=take, arguments=json.loads(arguments)))
     except Exception as error:  # noqa: BLE001 - somebody's package
         sys.exit(f"refinery: environment {environment}: {type(error).__name__}: {error}")
     with service_at(service) as refinery:

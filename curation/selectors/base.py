@@ -1,7 +1,7 @@
 """What every selector is.
 
 - A selector is a function of the visits it was told of: the same visits make the same decisions, after a restart too.
-- A prompt that was never sampled is sampled: nothing is known against it.
+- Those that go by what a prompt earned sample it when it never was sampled: nothing is known against it.
 """
 
 from abc import ABC, abstractmethod
@@ -109,12 +109,14 @@ class Ranking(Selector):
         scored = [self.score(candidate) for candidate in candidates]
         ranked = sorted(range(len(scored)), key=lambda i: (-scored[i][0], candidates[i].prompt_id))
         rank_of = {index: rank for rank, index in enumerate(ranked, start=1)}
-        return [self._decision(reason, rank_of[i], len(ranked), room) for i, (_, reason) in enumerate(scored)]
+        # Fewer come up than there is room for: still only the better part of them.
+        places = min(room, max(1, round(len(ranked) / self._candidates)))
+        return [self._decision(reason, rank_of[i], len(ranked), places) for i, (_, reason) in enumerate(scored)]
 
     @staticmethod
-    def _decision(reason: str, rank: int, among: int, room: int) -> Decision:
-        told = f"{reason}; {rank} of {among}, of which {min(room, among)} are sampled"
-        return Decision(Action.SAMPLED, 1.0, told) if rank <= room else Decision(Action.PASSED_OVER, 0.0, told)
+    def _decision(reason: str, rank: int, among: int, places: int) -> Decision:
+        told = f"{reason}; {rank} of {among}, of which {places} are sampled"
+        return Decision(Action.SAMPLED, 1.0, told) if rank <= places else Decision(Action.PASSED_OVER, 0.0, told)
 
 
 class SelectorSettings(Choice, ABC):

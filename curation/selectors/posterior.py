@@ -29,9 +29,9 @@ class Posterior(SelectorSettings):
     coverage: float = Field(0.3, ge=0, le=1)
     """Share of the informative groups a pass could have that it must not pass over: where few prompts are sure to be
     mixed, more of them are sampled than the target asks for, instead of the same few again and again."""
-    drift: float = Field(0.4, gt=0)
+    drift: float = Field(0.4, ge=0.05, le=10)
     """Logits that a pass rate wanders in a pass over the prompts."""
-    trend: float = 0.05
+    trend: float = Field(0.05, ge=-2, le=2)
     """Logits that pass rates rise in a pass."""
     optimism: float = Field(0.3, ge=0)
     """Bonus for doubt, in standard deviations."""

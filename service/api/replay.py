@@ -47,15 +47,16 @@ class ReplayOut(BaseModel):
 @router.post("")
 async def replay_selectors(body: ReplayIn, parts: PartsDep) -> ReplayOut:
     """Replays selectors on the groups of a run: visit by visit of each prompt, told only what they would have seen."""
-    await parts.store.runs.get(body.run)
+    config = await parts.store.runs.get(body.run)
     recorded = await parts.store.groups.recorded(body.run)
     if not recorded:
         raise Invalid("nothing_recorded", f"run {body.run!r} has no scored groups yet")
-    summaries = await asyncio.to_thread(compare, body, recorded)
+    asked = body.model_copy(update={"batch": body.batch or config.batch})
+    summaries = await asyncio.to_thread(compare, asked, recorded)
     return ReplayOut(
         run=body.run,
         prompts=len(recorded),
         visits=sum(map(len, recorded.values())),
-        informative=sum(max(g) > min(g) for visits in recorded.values() for g in visits),
+        informative=sum(max(then.rewards_G) > min(then.rewards_G) for visits in recorded.values() for then in visits),
         selectors=[SummaryOut.model_validate(document(summary)) for summary in summaries],
     )

@@ -52,7 +52,8 @@ class InformativenessOut(BaseModel):
     tokens_wrong: float | None
     """Mean length of right and of wrong completions."""
     token_entropy: float | None
-    """Mean of -log p of the sampled tokens, nats: an unbiased estimate of the policy's entropy at its temperature."""
+    """Mean of -log p of the sampled tokens whose logprobs are kept, nats: over informative groups only, unless the run
+    retains all. Without top_p and top_k it estimates the policy's entropy at its temperature there."""
     truncated_share: float | None
     tokens: int
     sampling_seconds: float

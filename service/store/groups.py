@@ -22,6 +22,7 @@ from curation.records import (
     Visit,
     WeightSpan,
 )
+from curation.replay import Then
 from curation.selectors.base import Seen
 from service.run_config import Retain
 from service.stages import NotFound
@@ -166,21 +167,26 @@ class Groups:
         )
         return [tuple(row["rewards"]) for row in rows]
 
-    async def recorded(self, run: str) -> dict[str, list[tuple[float, ...]]]:
-        """Rewards of the scored groups of each prompt of a run, in the order of their visits."""
+    async def recorded(self, run: str) -> dict[str, list[Then]]:
+        """The scored groups of each prompt of a run, in the order of their visits."""
         rows = await self._duck.read(
-            """select prompt_id, list(rewards order by visit) as visits from judged_groups
-               where run = ? and len(rewards) > 0 group by prompt_id order by prompt_id""",
+            """select prompt_id, list({rewards: rewards, version: nullif(policy_version, 0)} order by visit) as visits
+               from judged_groups where run = ? and len(rewards) > 0 group by prompt_id order by prompt_id""",
             [run],
         )
-        return {row["prompt_id"]: [tuple(rewards) for rewards in row["visits"]] for row in rows}
+        return {row["prompt_id"]: [Then(tuple(v["rewards"]), v["version"]) for v in row["visits"]] for row in rows}
 
     async def known_before(self, run: str, others: Sequence[str]) -> list[tuple[str, tuple[float, ...]]]:
-        """(prompt, rewards) of every group that other runs had when this one was made, oldest first."""
+        """(prompt, rewards) of every group that other runs had when this one was made, oldest first, as it was judged
+        then."""
         rows = await self._duck.read(
-            """select prompt_id, rewards from judged_groups where list_contains(?, run)
-               and stored_at < (select created_at from runs where run = ?) order by seq""",
-            [list(others), run],
+            """with made as (select created_at as at from runs where run = $run)
+               select g.prompt_id, coalesce(arg_max(r.rewards, r.seq), any_value(g.rewards)) as rewards
+               from groups g cross join made
+               left join rescores r on r.group_id = g.group_id and r.stored_at < made.at
+               where list_contains($others, g.run) and g.stored_at < made.at
+               group by g.group_id, g.prompt_id, g.seq order by g.seq""",
+            {"run": run, "others": list(others)},
         )
         return [(row["prompt_id"], tuple(row["rewards"])) for row in rows]
 

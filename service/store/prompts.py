@@ -53,7 +53,7 @@ class Prompts:
         """Every visit in every run, oldest first, with the rewards of its group where there is one."""
         return await self._duck.read(
             """select v.run, v.visit, v.epoch, v.action, v.keep_probability, v.reason, v.decided_at,
-                      g.group_id, g.policy_version, g.kind, g.rewards
+                      g.group_id, g.seq as group_seq, g.policy_version, g.kind, g.rewards
                from visits v left join groups g using (run, prompt_id, visit)
                where v.prompt_id = ? order by v.seq""",
             [prompt_id],

@@ -31,7 +31,7 @@ def add_run(tx: Transaction, run: RunConfig, now: datetime) -> bool:
     """`Runs.add` inside a transaction that does more than that."""
     config = canonical_json(run.model_dump(mode="json"))
     stored = tx.rows("select config from runs where run = ?", [run.name])
-    if stored and stored[0][0] != config:
+    if stored and RunConfig.model_validate_json(stored[0][0]) != run:
         raise Conflict(
             "run_differs",
             f"run {run.name!r} exists with another configuration; a changed run needs a new name",

@@ -64,14 +64,18 @@ select g.group_id, g.run, g.prompt_id, g.visit, g.policy, g.policy_version, g.ki
        case when len(g.rewards) = 0 then null when list_avg(g.rewards) in (0, 1) then 0
             else - list_avg(g.rewards) * ln(list_avg(g.rewards)) - (1 - list_avg(g.rewards)) * ln(1 - list_avg(g.rewards))
        end as outcome_entropy,
-       lag(g.kind) over (partition by g.run, g.prompt_id order by g.visit) as kind_before,
+       last_value(nullif(g.kind, 'unscored') ignore nulls) over (
+           partition by g.run, g.prompt_id order by g.visit rows between unbounded preceding and 1 preceding
+       ) as kind_before,
        m.* exclude (group_id)
 from judged_groups g left join (
     select group_id, count(text) as texts, count(distinct text) as different_texts,
            count(detail) filter (where reward is not null and detail != '') as answers,
            count(distinct detail) filter (where reward is not null and detail != '') as different_answers,
-           avg(tokens) filter (where reward >= 1) as tokens_right,
-           avg(tokens) filter (where reward <= 0) as tokens_wrong,
+           count(nullif(tokens, 0)) filter (where reward >= 1) as right_with_tokens,
+           sum(tokens) filter (where reward >= 1) as tokens_right,
+           count(nullif(tokens, 0)) filter (where reward <= 0) as wrong_with_tokens,
+           sum(tokens) filter (where reward <= 0) as tokens_wrong,
            - sum(list_sum(logprobs)) as surprise, sum(len(logprobs)) as tokens_with_logprobs
     from judged_rollouts group by group_id
 ) m using (group_id);
@@ -96,12 +100,14 @@ select run, policy_version, count(*) as groups,
            as wasted_after_informative,
        sum(different_answers) / nullif(sum(answers), 0) as unique_answer_share,
        1 - sum(different_texts) / nullif(sum(texts), 0) as duplicate_completion_share,
-       avg(tokens_right) as tokens_right, avg(tokens_wrong) as tokens_wrong,
+       sum(tokens_right) / nullif(sum(right_with_tokens), 0) as tokens_right,
+       sum(tokens_wrong) / nullif(sum(wrong_with_tokens), 0) as tokens_wrong,
        sum(surprise) / nullif(sum(tokens_with_logprobs), 0) as token_entropy,
        sum(truncated) / nullif(sum(rollouts), 0) as truncated_share,
        sum(tokens)::bigint as tokens, sum(sampling_seconds) as sampling_seconds,
        sum(verifying_seconds) as verifying_seconds,
-       sum(tokens) / nullif(count(*) filter (where kind = 'informative'), 0) as tokens_per_informative_group
+       nullif(sum(tokens), 0) / nullif(count(*) filter (where kind = 'informative'), 0)
+           as tokens_per_informative_group
 from group_facts where group_ids is null or list_contains(group_ids, group_id)
 group by grouping sets ((run, policy_version), (run), ());
 create or replace view informativeness as

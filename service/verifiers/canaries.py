@@ -27,8 +27,9 @@ async def watch(panel: Panel, *, seconds: float) -> None:
     missed: Counter[str] = Counter()
     while True:
         await asyncio.sleep(seconds)
-        for name, canary in panel.canaries().items():
-            reason, misses = await _trial(panel, name, canary)
+        tried = panel.canaries()
+        trials = await asyncio.gather(*(_trial(panel, name, canary) for name, canary in tried.items()))
+        for name, (reason, misses) in zip(tried, trials, strict=True):
             missed[name] = missed[name] + 1 if misses else 0
             if reason and (not misses or missed[name] >= MISSES):
                 if name not in panel.blind:

@@ -1,5 +1,6 @@
 """A reward model in the worker process itself: a transformers sequence classifier with one label."""
 
+from functools import lru_cache
 from typing import Any
 
 from service.verifiers.base import Question, Rule, dialogue
@@ -10,10 +11,11 @@ def judging(model: str) -> Rule:
     """`model` is a checkpoint folder or Hub id."""
     import torch
 
-    tokenizer, classifier = _loaded(model)
-    longest = classifier.config.max_position_embeddings
+    _loaded(model)  # before the clock of the first check starts
 
     def judge(question: Question, text: str) -> tuple[float, str]:
+        tokenizer, classifier = _loaded(model)
+        longest = classifier.config.max_position_embeddings
         options = ChatRewardOptions.model_validate(question.options)
         inputs = _inputs(tokenizer, question.prompt, text, chat=options.chat)
         tokens = inputs["input_ids"].shape[1]
@@ -35,6 +37,7 @@ def _inputs(tokenizer: Any, prompt: str, text: str, *, chat: bool) -> Any:
     return tokenizer(prompt + text, return_tensors="pt")
 
 
+@lru_cache(maxsize=1)  # they are large
 def _loaded(source: str) -> tuple[Any, Any]:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer

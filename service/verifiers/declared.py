@@ -60,7 +60,7 @@ class Declared(Choice):
             case DeclaredKind.FUNCTION:
                 return self._local("function_rule", FunctionOptions, function=self.target)
             case DeclaredKind.ENVIRONMENT:
-                return self._local("environment_rule", RangeOptions, environment=self.target, **self.arguments)
+                return self._local("environment_rule", RangeOptions, environment=self.target, arguments=self.arguments)
             case DeclaredKind.CLASSIFIER:
                 return self._local("classifier_rule", ChatRewardOptions, is_model=True, model=self.target)
             case DeclaredKind.VLLM_CLASSIFY | DeclaredKind.VLLM_POOLING:

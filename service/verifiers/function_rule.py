@@ -23,6 +23,7 @@ class FunctionOptions(RangeOptions):
 def judging(function: str) -> Rule:
     """`function` is ``package.module:function``."""
     called = function_at(function)
+    runner = asyncio.Runner()  # one loop for good: what a function keeps open belongs to it
 
     def judge(question: Question, text: str) -> tuple[float, str]:
         options = FunctionOptions.model_validate(question.options)
@@ -33,7 +34,7 @@ def judging(function: str) -> Rule:
             completions=[[assistant] if options.chat else text],
             **{name: [value] for name, value in columns.items()},
         )
-        [reward] = asyncio.run(said) if inspect.iscoroutine(said) else said
+        [reward] = runner.run(said) if inspect.iscoroutine(said) else said
         if reward is None:
             raise BadReference("the function has no reward for this prompt")
         return options.scaled(float(reward)), f"{float(reward):g}"

@@ -81,6 +81,6 @@ def _spelled(value: Any) -> str:
         case list() | tuple():
             return ",".join(map(_spelled, value))
         case float():
-            return f"{value:g}"
+            return f"{value:.12g}".replace("e+", "e")  # a plus would begin the next verifier
         case _:
             return quote(str(value), safe=",")

@@ -68,13 +68,13 @@ class Panel:
 
     async def question_faults(self, prompts: Collection[Prompt]) -> dict[str, str]:
         """Why a prompt can never be judged, by prompt id, for those that cannot: what an empty completion gets. Only
-        verifiers with a canary are asked."""
+        local verifiers with a canary are asked."""
         faults = await asyncio.gather(*map(self._question_fault, prompts))
         return {prompt.id: fault for prompt, fault in zip(prompts, faults, strict=True) if fault}
 
     async def _question_fault(self, prompt: Prompt) -> str:
         for one in self._checks(prompt):
-            if self.catalogue.canary(one.verifier):
+            if isinstance(one.where, Local) and one.where.canary:
                 [verdict] = await self._ask(one, [""])
                 if verdict.outcome in QUESTIONABLE:
                     return f"{verdict.outcome}: {verdict.detail}"
@@ -122,6 +122,8 @@ class Panel:
             pool = self._models if one.where.is_model else self._pool
             return await pool.verify(one.check, texts, first=first)
         line = self._lines.setdefault(one.where.url, Line(one.where.url))
+        if first:
+            line = line.beside()
         judged = await judgements(one.where.speaks, line, one.check.question, texts)
         return [Verdict(j.outcome, j.reward, one.check.label, seconds, j.detail) for j, seconds in judged]
 

@@ -27,8 +27,8 @@ from service.verifiers import worker
 from service.verifiers.base import Question
 from service.verifiers.worker import OUT_OF_MEMORY, Limits
 
-STARTUP_SECONDS = 120.0
-"""A fresh worker imports its verifier's libraries within this time, on a busy machine too."""
+END_SECONDS = 120.0
+"""Until a process that is ending has ended, on a busy machine too."""
 CHECKS_PER_WORKER = 2000
 """Then it is replaced: whatever leaks has an end."""
 PRELOADED = (worker.__name__, "service.verifiers.math_rule")
@@ -149,13 +149,16 @@ class _Worker:
 
     def _hand_over(self, check: Check, texts: list[str]) -> Connection:
         """Returns once the worker has begun with the first text."""
+        if self._child and not self._child[0].is_alive():
+            self.stop()  # somebody ended it while it was idle
         _, connection = self._child = self._child or self._start()
         rule = {"path": check.rule, "operator": None if check.operator is None else json.dumps(dict(check.operator))}
         message = {"rule": rule, "question": asdict(check.question), "texts": texts}
         try:
             connection.send_bytes(json.dumps(message).encode())
-            if not connection.poll(STARTUP_SECONDS):
-                raise VerifierFailed(f"a worker for {check.label} did not start within {STARTUP_SECONDS:.0f} s")
+            if not connection.poll(self._limits.load_seconds):
+                seconds = self._limits.load_seconds
+                raise VerifierFailed(f"a worker did not load what {check.label} needs within {seconds:g} s")
             connection.recv_bytes()
         except BaseException:
             self.stop()
@@ -180,7 +183,7 @@ class _Worker:
 
     def _post_mortem(self) -> tuple[Outcome, str]:
         assert self._child is not None
-        self._child[0].join(STARTUP_SECONDS)
+        self._child[0].join(END_SECONDS)
         match self.stop():
             case exitcode if exitcode == -signal.SIGPROF:
                 return Outcome.TIMEOUT, f"killed after {self._limits.cpu_seconds:g} s of CPU"

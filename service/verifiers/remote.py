@@ -50,13 +50,19 @@ class Line:
                 await asyncio.sleep(RETRY_PAUSE)
                 return await self._post(path, body)
 
+    def beside(self) -> "Line":
+        """The same server, past everything that waits for it. Needs no closing."""
+        other = Line(self.url)
+        other._session = self._session = self._session or _session()
+        return other
+
     async def close(self) -> None:
         if self._session:
             await self._session.close()
 
     async def _post(self, path: str, body: dict[str, Any]) -> Any:
         where = f"POST {self.url}{path}"
-        self._session = self._session or aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=2.0))
+        self._session = self._session or _session()
         try:
             async with asyncio.timeout(SECONDS), self._session.post(self.url + path, json=body) as response:
                 if response.status >= 400:
@@ -66,6 +72,10 @@ class Line:
             raise OutOfTime(f"{where}: no answer in {SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:
             raise Failed(f"{where}: {error or type(error).__name__}") from error
+
+
+def _session() -> aiohttp.ClientSession:
+    return aiohttp.ClientSession(connector=aiohttp.TCPConnector(keepalive_timeout=2.0))
 
 
 async def judgements(

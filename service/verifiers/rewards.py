@@ -12,6 +12,8 @@ from pydantic import model_validator
 from curation.records import Outcome
 from service.verifiers.base import Judgement, Options
 
+ROUNDING = 1e-9
+
 
 class RangeOptions(Options):
     low: float = 0.0
@@ -25,7 +27,9 @@ class RangeOptions(Options):
         return self
 
     def scaled(self, reward: float) -> float:
-        return (reward - self.low) / (self.high - self.low)
+        scaled = (reward - self.low) / (self.high - self.low)
+        # Weights that add up to high do so only up to rounding.
+        return next((edge for edge in (0.0, 1.0) if abs(scaled - edge) < ROUNDING), scaled)
 
 
 class RewardOptions(Options):

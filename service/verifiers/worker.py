@@ -23,6 +23,8 @@ from service.verifiers.base import BadReference, Judgement, NoAnswer, OutOfTime,
 
 OUT_OF_MEMORY = "out of memory"
 NO_LIMIT = resource.RLIM_INFINITY
+RELOAD_SECONDS = 10.0
+"""Until a rule that failed to load is tried again."""
 PR_SET_PDEATHSIG = 1
 """linux/prctl.h"""
 
@@ -35,6 +37,8 @@ class Limits(NamedTuple):
     cpu_seconds: float
     memory_bytes: int
     """Address space of the whole process."""
+    load_seconds: float = 120.0
+    """Until a worker has started and loaded what a verifier needs, on a busy machine too."""
 
 
 def work(connection: Connection, limits: Limits) -> None:
@@ -49,10 +53,7 @@ def work(connection: Connection, limits: Limits) -> None:
         except EOFError:
             return
         question = Question(**message["question"])
-        try:
-            rule = rule_of(**message["rule"])
-        except Exception as fault:  # noqa: BLE001 - somebody's plug-in: every completion hears what is wrong with it
-            rule = _raising(fault)
+        rule = _loaded(**message["rule"])
         connection.send_bytes(b"{}")  # whatever had to be loaded is: the clock of the first check starts now
         for text in message["texts"]:
             started = time.monotonic()
@@ -100,6 +101,29 @@ def judge(rule: Rule, question: Question, text: str) -> Judgement:
             Outcome.ERROR, None, f"the verifier gave the reward {reward!r}, which is not from 0 to 1"[:500]
         )
     return Judgement(Outcome.SCORED, reward, answer)
+
+
+def _loaded(path: str, operator: str | None) -> Rule:
+    """The rule, or one that tells every completion what is wrong with it: somebody's plug-in may fail to load, and is
+    not tried again for a while."""
+    fault, since = _faults.get((path, operator), (None, 0.0))
+    if fault is None or time.monotonic() - since > RELOAD_SECONDS:
+        try:
+            return rule_of(path, operator)
+        except MemoryError:
+            fault = RuntimeError(f"loading {path} ran out of memory")
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            fault = error
+        finally:
+            # Libraries install handlers of their own while they load.
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        _faults[path, operator] = fault, time.monotonic()
+    return _raising(fault)
+
+
+_faults: dict[tuple[str, str | None], tuple[Exception, float]] = {}
+"""Why a rule could not be loaded, and when."""
 
 
 def _raising(fault: Exception) -> Rule:

@@ -41,7 +41,7 @@ def names(rows: list[Row]) -> list[tuple[str, tuple[int, ...]]]:
 def test_every_row_is_kept_or_counted_and_every_group_gives_rows_or_is_counted(
     history: list[Group], recipe: Recipe, limits: dict[str, Any], shape: Shape
 ) -> None:
-    recipe = recipe.model_copy(update={"shape": shape, "max_pairs": None})
+    recipe = recipe.model_copy(update={"shape": shape, "max_pairs": None})  # past the validators, on purpose
     every = curate(history, recipe)
     some = curate(history, recipe.model_copy(update=limits))
 
@@ -106,7 +106,22 @@ def test_tokens_count_where_they_are_known_and_bytes_where_not() -> None:
     assert [rows(known, limit) for limit in (2, 3)] == [0, 1]
 
 
+def test_the_limit_favours_no_prompt_that_a_limit_before_it_thinned_out() -> None:
+    crowded = [a_group(*[1.0] * 8, *[0.0] * 8, prompt=a_prompt(f"crowded {n}")) for n in range(100)]
+    single = [a_group(1.0, 0.0, prompt=a_prompt(f"single {n}")) for n in range(100)]
+
+    kept = curated([*crowded, *single], per_prompt=1, max_pairs=60).rows
+
+    assert 15 <= sum(row.group.prompt.text.startswith("crowded") for row in kept) <= 45
+
+
 # ---- shapes
+
+
+@pytest.mark.parametrize("limit", [{"per_prompt": 1}, {"max_pairs": 3}, {"unique": True}, {"max_tokens": 9}])
+def test_rows_that_stand_for_prompts_take_no_limits_of_rows(limit: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match="shape prompts"):
+        Recipe(runs=("run",), shape=Shape.PROMPTS, **limit)
 
 
 def test_each_shape_takes_what_it_can_use() -> None:

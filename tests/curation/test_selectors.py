@@ -99,7 +99,7 @@ def test_a_comparison_samples_the_best_and_passes_over_the_rest(
     rates = [beta_of(candidate.past, 0.5).mean for candidate in candidates]
     worth = [rate * (1 - rate) for rate in rates]
     chosen = [w for w, d in zip(worth, decisions, strict=True) if not d.action.is_skip]
-    assert len(chosen) == min(room, len(candidates))
+    assert len(chosen) == min(room, max(1, round(len(candidates) / 2)))
     assert sorted(chosen) == sorted(worth)[-len(chosen) :]
     assert {d.action for d in decisions} <= {Action.SAMPLED, Action.PASSED_OVER}
 
@@ -120,6 +120,7 @@ def test_mopps_prefers_prompts_near_its_target() -> None:
 
     decisions = selector.decide(candidates, 50)
 
+    assert len(candidates) == 150
     chosen = [c.prompt_id for c, d in zip(candidates, decisions, strict=True) if not d.action.is_skip]
     assert sum(name.startswith("middle") for name in chosen) >= 45
 
@@ -159,17 +160,6 @@ def test_a_prompt_nobody_looks_at_comes_back() -> None:
     keeps = [d.keep_probability for d in chances]
     assert keeps == sorted(keeps)
     assert keeps[-1] > 20 * keeps[0]
-
-
-def test_while_the_policy_stands_still_nothing_fades() -> None:
-    def chance(version_then: int, version_now: int) -> float:
-        selector = Posterior().build(seed=0, group_size=8)
-        selector.observe(Seen("p", 0, 0, 0, Action.SAMPLED, WRONG, version_then))
-        selector.observe(Seen("other", 1, 0, 0, Action.SAMPLED, MIXED, version_now))
-        selector.observe(Seen("other", 9, 0, 0, Action.SAMPLED, MIXED, version_now))
-        return selector.decide([Candidate("p", 9, a_candidate(WRONG).past)], 1)[0].keep_probability
-
-    assert chance(1, 1) < chance(1, 2)
 
 
 @pytest.mark.parametrize("weight", [0.1, 1.0])

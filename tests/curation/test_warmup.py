@@ -38,6 +38,15 @@ def test_too_few_groups_are_said_to_be_too_few() -> None:
     assert f"version 2 has {FEW_GROUPS - 1}" in advice.reason
 
 
+def test_only_groups_that_count_for_the_measure_are_evidence() -> None:
+    few_mixed = [(1.0, 0.0) * 4] * 3 + [(0.0,) * 8] * 400
+
+    advice = advise({1: harvested(0.3, 400), 2: few_mixed}, Measure.PAIR_ENTROPY, seed=0)
+
+    assert advice.best is None
+    assert "version 2 has 3" in advice.reason
+
+
 def test_measures_may_disagree_and_say_which_they_are() -> None:
     sure = [(1.0,) * 8] * 60 + [(1.0, 0.0) * 4] * 40
     unsure = [(1.0,) * 7 + (0.0,)] * 100

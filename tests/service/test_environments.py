@@ -29,20 +29,22 @@ def form(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str
     """An environment with one reward for the sum and half a one for the form, where the workers can import it."""
     monkeypatch.syspath_prepend(HERE)
     name: str = request.param
-    if name.startswith("sums_classic"):
+    if name in {"sums_classic", "library_rubrics"}:
         if not CLASSIC.exists():
             pytest.skip("the classic release is not there; `make engines` installs it")
         monkeypatch.syspath_prepend(CLASSIC)
     return name
 
 
-def judged(environment: str, verifier: str, *texts: str, row: dict[str, Any], **arguments: Any) -> list[Verdict]:
+def judged(
+    environment: str, verifier: str, *texts: str, row: dict[str, Any], reference: str = "4", **arguments: Any
+) -> list[Verdict]:
     declared = Declared(name="sums", kind=DeclaredKind.ENVIRONMENT, target=environment, arguments=arguments)
 
     async def ask() -> list[Verdict]:
         panel = panel_of_settings(Settings(verifier=(declared,), verifier_workers=1))
         try:
-            return await panel.verify(Prompt("p", "2 + 2 =", "4", verifier, {"task": row}), texts)
+            return await panel.verify(Prompt("p", "2 + 2 =", reference, verifier, {"task": row}), texts)
         finally:
             await panel.close()
 
@@ -84,9 +86,28 @@ def test_an_environment_is_loaded_with_the_operators_arguments(form: str, argume
     assert [v.detail for v in verdicts] == ["1.5", "0"], verdicts
 
 
+@pytest.mark.parametrize("form", ["library_rubrics"], indirect=True)
+@pytest.mark.parametrize(
+    ("kind", "verifier", "rewards"),
+    [
+        pytest.param("math", "sums", [0.0, 0.0, 1.0], id="a pool of processes inside a rubric"),
+        pytest.param("nested", "sums", [1.0, 1.0, 1.0], id="groups in groups"),
+        pytest.param("notes", "sums", [1.0, 0.0, 0.0], id="a function without weight that others rely on"),
+        pytest.param("strict", "sums", [1.0, 0.0, 0.0], id="a rubric that scores in its own way"),
+        pytest.param("info", "sums", [1.0, 1.0, 1.0], id="info as JSON"),
+        pytest.param("rounded", "sums?high=1.2", [1.0, 1.0, 1.0], id="weights that add up with an ulp too much"),
+    ],
+)
+def test_a_rubric_scores_as_it_does_in_the_library(form: str, kind: str, verifier: str, rewards: list[float]) -> None:
+    verdicts = judged(form, verifier, "4", "5", r"\boxed{4}", row={"info": '{"level": 3}'}, kind=kind)
+
+    assert [v.reward for v in verdicts] == rewards, verdicts
+
+
 @pytest.mark.parametrize(
     ("form", "arguments", "reason"),
     [
+        ("library_rubrics", {"kind": "prepared"}, "prepares its tasks"),
         ("sums_classic", {"groups": True}, "rewards whole groups"),
         ("sums_classic", {"turns": 2}, "takes more than one turn"),
         ("tools_taskset", {}, "uses tools and prepares its tasks and has a reward that needs a runtime"),
@@ -100,6 +121,14 @@ def test_an_environment_that_needs_more_than_a_completion_is_refused(
 
     assert (verdict.outcome, verdict.reward) == (Outcome.ERROR, None)
     assert verdict.detail.endswith(reason), verdict
+
+
+@pytest.mark.parametrize("form", ["defaults_taskset"], indirect=True)
+def test_a_field_that_has_its_default_is_not_lost_on_the_way(form: str) -> None:
+    [prompt, *_] = exported(form)
+    [verdict] = judged(form, "sums?high=1.5", "yes.", row=prompt["metadata"]["task"], reference="")
+
+    assert (prompt["reference"], verdict.reward) == ("", 1.0)
 
 
 @pytest.mark.parametrize("form", FORMS, indirect=True)

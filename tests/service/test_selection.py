@@ -72,6 +72,20 @@ def test_what_older_runs_learn_later_is_not_inherited(client: TestClient) -> Non
     assert {visits[0][2] for visits in decisions(client, "later").values()} == {"sampled"}
 
 
+def test_verdicts_that_older_runs_get_later_are_not_inherited(client: TestClient) -> None:
+    prepare(client, retain="all")
+    sample(client, passes=3)
+    run = {"policy": "policy", "prompt_set": "s", "sampling": {"n": 4, "max_tokens": 32}, "selector": {"kind": "greso"}}
+    for name in ("before", "after"):
+        client.post("/v1/runs", json=run | {"name": name, "inherit": {"runs": ["r"]}})
+    sample(client, run="before", passes=1)
+    job = client.post("/v1/runs/r/rescore", json={"verifier": "choice"}).json()
+    client.get(f"/v1/jobs/{job['id']}?wait=30")
+    sample(client, run="after", passes=1)
+
+    assert decisions(client, "after") == decisions(client, "before")
+
+
 def test_a_run_that_inherits_from_nobody_known_is_refused(client: TestClient) -> None:
     run = {"name": "x", "policy": "policy", "prompt_set": "s", "inherit": {"runs": ["nobody"]}}
 
@@ -185,7 +199,15 @@ def test_a_knapsack_spends_the_same_on_other_prompts_after_a_restart_too(open_se
 
 
 @pytest.mark.parametrize(
-    "allocation", [{"kind": "probe", "first": 8}, {"kind": "knapsack", "least": 9, "most": 8}, {"kind": "half"}]
+    "allocation",
+    [
+        {"kind": "probe", "first": 8},
+        {"kind": "probe", "first": 1},
+        {"kind": "knapsack", "least": 9, "most": 8},
+        {"kind": "knapsack", "least": 9, "most": 20},
+        {"kind": "knapsack", "most": 7},
+        {"kind": "half"},
+    ],
 )
 def test_an_allocation_that_cannot_be_is_refused(allocation: dict[str, Any], client: TestClient) -> None:
     run = {"name": "x", "policy": "policy", "prompt_set": "s", "sampling": {"n": 8}, "allocation": allocation}

@@ -45,6 +45,7 @@ def test_prompt_rows_have_their_pass_rate_over_all_groups(sampled: TestClient) -
     assert {(row["groups"], row["rollouts"]) for row in found.values()} == {(2, 8)}
     assert (found["easy 0"]["pass_rate"], found["hard 0"]["pass_rate"]) == (1.0, 0.0)
     assert 0 < found["mixed 0"]["pass_rate"] < 1
+    assert freeze(sampled, "again", shape="prompts")["manifest"]["rows"] == 30
 
 
 def test_group_rows_have_rewards_advantages_and_what_a_trainer_needs(sampled: TestClient) -> None:
@@ -159,6 +160,16 @@ def test_what_was_left_out_is_a_file_like_the_others(sampled: TestClient) -> Non
 
     manifest = frozen["manifest"]
     assert dict(reasons) == manifest["dropped"] | manifest["cut"]
+
+
+def test_a_group_that_came_later_is_said_to_have(sampled: TestClient) -> None:
+    freeze(sampled)
+    sample(sampled, passes=1)
+    prompt = sampled.get("/v1/prompts?set=s&limit=1").json()["items"][0]
+
+    *_, last = explained(sampled, "d", prompt_id=prompt["id"])["visits"]
+
+    assert last["steps"] == ["sampled after the dataset was frozen"]
 
 
 @pytest.mark.parametrize("asked", [{}, {"prompt_id": "p", "group_id": "g"}])
