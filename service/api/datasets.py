@@ -45,7 +45,7 @@ async def list_datasets(parts: PartsDep) -> list[DatasetOut]:
 
 @router.get("/{name}@{version}", response_model=DatasetOut)
 async def get_version(name: str, version: str, parts: PartsDep) -> Any:
-    dataset = await _find(name, version, parts)
+    dataset = await find(name, version, parts)
     return _pinned(dataset) if version == LATEST else DatasetOut.of(dataset)
 
 
@@ -58,7 +58,7 @@ async def get_rows(
     offset: Annotated[int, Query(ge=0)] = 0,
     length: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Any:
-    dataset = await _find(name, version, parts)
+    dataset = await find(name, version, parts)
     if version == LATEST:
         return _pinned(dataset, f"rows?split={split}&offset={offset}&length={length}")
     path = _path(dataset, f"{split}.parquet", parts)
@@ -71,7 +71,7 @@ async def explain_prompt(
 ) -> Any:
     """Why a prompt, or the prompt of a group, is or is not in the dataset: every visit with its decision and the number
     drawn, every group with the recipe's steps, the rows it gave, and what was left out and why."""
-    dataset = await _find(name, version, parts)
+    dataset = await find(name, version, parts)
     if (prompt_id is None) == (group_id is None):
         raise Invalid("explain_what", "name a prompt_id or a group_id; one of the two")
     if version == LATEST:
@@ -87,7 +87,7 @@ async def explain_prompt(
 @router.get("/{name}@{version}/{file}", response_class=FileResponse)
 async def get_file(name: str, version: str, file: str, request: Request, parts: PartsDep) -> Response:
     """``{split}.parquet`` or ``{split}.jsonl``: honours Range and If-None-Match; the bytes never change."""
-    dataset = await _find(name, version, parts)
+    dataset = await find(name, version, parts)
     if version == LATEST:
         return _pinned(dataset, file)
     path = _path(dataset, file, parts)
@@ -104,7 +104,8 @@ async def get_dataset(name: str, parts: PartsDep) -> list[DatasetOut]:
     return [DatasetOut.of(dataset) for dataset in await parts.store.datasets.versions(name)]
 
 
-async def _find(name: str, version: str, parts: Parts) -> DatasetVersion:
+async def find(name: str, version: str, parts: Parts) -> DatasetVersion:
+    """The version, or the newest for `latest`. Raises NotFound, Invalid."""
     if version == LATEST:
         return (await parts.store.datasets.versions(name))[-1]
     if not version.isascii() or not version.isdigit() or len(version) > 9:

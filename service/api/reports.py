@@ -9,6 +9,7 @@ from pydantic import BaseModel
 
 from curation.curate import Split
 from curation.warmup import Measure, advise
+from service.api.datasets import find
 from service.api.routes import PartsDep
 from service.stages import Invalid
 from service.store.duck import Row
@@ -96,10 +97,10 @@ async def run_informativeness(run: str, parts: PartsDep, price: Price = None) ->
 
 @router.get("/datasets/{name}@{version}/informativeness")
 async def dataset_informativeness(
-    name: str, version: int, parts: PartsDep, price: Price = None
+    name: str, version: str, parts: PartsDep, price: Price = None
 ) -> list[InformativenessOut]:
     """Of the groups that gave rows: all together, then by run, then by policy version."""
-    dataset = await parts.store.datasets.get(name, version)
+    dataset = await find(name, version, parts)
     folder = parts.dataset_root / dataset.dataset_id
     files = [folder / f"{split}.parquet" for split in Split if f"{split}.parquet" in dataset.manifest["files"]]
     group_ids = await asyncio.to_thread(_group_ids, files)
