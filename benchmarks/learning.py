@@ -200,7 +200,7 @@ class Learner:
         ]
 
     def _update(self, groups: list[Judged]) -> None:
-        """One gradient step: the mean over a full batch, whether it is full or not, of each row's mean over its tokens."""
+        """One gradient step: the mean over a full batch, full or not, of each row's mean over its tokens."""
         if not groups:
             return
         self._model.train()
