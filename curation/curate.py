@@ -161,7 +161,10 @@ def picked_of(group: Group, recipe: Recipe) -> list[Picked] | Dropped:
         case Shape.GROUPS:
             if reason := _teaches_nothing(scored_G):
                 return reason
-            return [Picked(group, tuple(s.slot for s in down_sample(scored_G, group.id, recipe)))]
+            kept_G = down_sample(scored_G, group.id, recipe)
+            if _teaches_nothing(kept_G):
+                return Dropped.NO_PAIR
+            return [Picked(group, tuple(s.slot for s in kept_G))]
         case Shape.PROMPTS:
             return [Picked(group, tuple(s.slot for s in scored_G))]
         case Shape.PAIRS:

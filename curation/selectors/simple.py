@@ -198,7 +198,7 @@ class _Retire(Alone):
         kind, length = candidate.past.streak
         match kind:
             case GroupKind.EASY if length >= self.after:
-                return Decision(Action.SKIPPED_EASY, 0.0, f"retired: all right in {length} groups in a row")
+                return Decision(Action.SKIPPED_EASY, 0.0, f"retired: solved in {length} groups in a row")
             case GroupKind.EASY | GroupKind.HARD | GroupKind.INFORMATIVE:
                 return Decision(Action.SAMPLED, 1.0, "not solved for good")
             case GroupKind.UNSCORED:

@@ -11,7 +11,7 @@ from curation.contamination import Forbidden, runs_of_words
 from curation.curate import Curated, Dropped, advantages_of, curate
 from curation.cuts import Cut, cut, tenth_of
 from curation.pods import advantages
-from curation.recipe import AllRightWithWrong, MaxVariance, Recipe, Shape
+from curation.recipe import AllRightWithWrong, MaxReward, MaxVariance, Recipe, Shape
 from curation.records import Completion, Group, Picked, Rollout, Row
 from tests.builders import a_group, a_prompt, a_rollout
 from tests.curation.strategies import group_lists, recipes
@@ -142,6 +142,12 @@ def test_each_shape_takes_what_it_can_use() -> None:
     assert rows(Shape.RIGHT) == (3, {Dropped.NONE_RIGHT: 2, Dropped.UNSCORED: 1})
     assert rows(Shape.PROMPTS) == (4, {Dropped.UNSCORED: 1})
     assert rows(Shape.GROUPS) == (1, {Dropped.EASY: 1, Dropped.HARD: 2, Dropped.UNSCORED: 1})
+
+
+def test_a_group_whose_kept_rollouts_agree_teaches_nothing() -> None:
+    recipe = Recipe(runs=("run",), shape=Shape.GROUPS, down_sampling=MaxReward(keep=2))
+
+    assert curate([a_group(1.0, 1.0, 0.0)], recipe).dropped == {Dropped.NO_PAIR: 1}
 
 
 @pytest.mark.parametrize("over", ["kept", "all"])
