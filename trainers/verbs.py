@@ -247,7 +247,8 @@ def explain(
 def _story(visit: dict[str, Any]) -> Iterator[str]:
     yield from visit.get("steps", ())
     for row in visit.get("rows", ()):
-        yield f"in {row['split']}: " + ", ".join(f"{key} {row[key]}" for key in sorted(row) if key.endswith("index"))
+        places = [f"{key} {row[key]}" for key in sorted(row) if key in ("indices", "index") or key.endswith("_index")]
+        yield f"in {row['split']}: {', '.join(places) or 'its prompt'}"
     for one in visit.get("left_out", ()):
         yield f"left out: {one['reason'].replace('_', ' ')} ({one['detail']})"
 
