@@ -11,7 +11,7 @@ import numpy as np
 from benchmarks.pools import DRIFT, ORACLE, simulate
 from benchmarks.report import Figure, spread
 from curation.pods import max_variance_many
-from curation.replay import Recorded, Replayed, Then, replay
+from curation.replay import Recorded, Replayed, replay, then_of
 from curation.selection import Batch, SelectorChoices
 from curation.selectors.posterior import Posterior
 from curation.selectors.ranking import Learnability, Mopps
@@ -86,7 +86,7 @@ def _on_history(path: Path) -> dict[str, Figure]:
     on every second prompt, so that the recall there is GRESO's, and the precision is reported on the others. Beside it
     what both have there, and ours with the target that gives GRESO's recall there."""
     accuracies = json.loads(path.read_text())
-    recorded = {prompt: [_then(a) for a in visits] for prompt, visits in sorted(accuracies.items(), key=_number)}
+    recorded = {prompt: [then_of(a, 8) for a in visits] for prompt, visits in sorted(accuracies.items(), key=_number)}
     ours, others = (dict(list(recorded.items())[start::2]) for start in (0, 1))
     wanted = fmean(replay(RELEASE, ours, seed=seed).recall for seed in range(FEW_SEEDS))
     target = _target_for(wanted, ours)
@@ -114,12 +114,6 @@ def _on_history(path: Path) -> dict[str, Figure]:
 
 def _number(item: tuple[str, object]) -> int:
     return int(item[0])
-
-
-def _then(accuracy: float) -> Then:
-    """A group of 8."""
-    right = round(8 * accuracy)
-    return Then((1.0,) * right + (0.0,) * (8 - right))
 
 
 def _both(name: str, replays: Iterable[Replayed]) -> dict[str, Figure]:

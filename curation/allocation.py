@@ -7,11 +7,10 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import Field, model_validator
 
 from curation.choice import Choice
-from curation.passrates import RATES_K, Floats
+from curation.passrates import RATES_K, Floats, mixed_KN
 
 
 class Fixed(Choice):
@@ -46,7 +45,8 @@ class Knapsack(Choice):
         return self
 
 
-Allocation = Annotated[Fixed | Probe | Knapsack, Field(discriminator="kind")]
+Allocations = Fixed | Probe | Knapsack
+Allocation = Annotated[Allocations, Field(discriminator="kind")]
 
 
 def knapsack(beliefs_PK: Floats, total: int, *, least: int, most: int) -> list[int]:
@@ -64,15 +64,13 @@ def knapsack(beliefs_PK: Floats, total: int, *, least: int, most: int) -> list[i
     return [int(n) for n in taken + least]
 
 
-def worth_KN(least: int, most: int) -> NDArray[np.float64]:
+def worth_KN(least: int, most: int) -> Floats:
     """What a group of `least`, ..., `most` rollouts is worth at each pass rate of the grid."""
-    sizes_N = np.arange(least, most + 1)
     rates_K1 = RATES_K[:, None]
-    mixed: NDArray[np.float64] = 1.0 - rates_K1**sizes_N - (1.0 - rates_K1) ** sizes_N
-    return mixed * rates_K1 * (1.0 - rates_K1) ** 2
+    return mixed_KN(*range(least, most + 1)) * rates_K1 * (1.0 - rates_K1) ** 2
 
 
-def sizes(allocation: Fixed | Probe | Knapsack, beliefs_PK: Floats | None, prompts: int, n: int) -> Sequence[int]:
+def sizes(allocation: Allocations, beliefs_PK: Floats | None, prompts: int, n: int) -> Sequence[int]:
     """Rollouts of each prompt of a round, `n` on average; a probe may still stop before it has them all."""
     match allocation:
         case Knapsack(least=least, most=most):

@@ -27,6 +27,13 @@ LEAST = 1e-12
 """Of a belief, before evidence: nothing is ever ruled out."""
 
 
+def mixed_KN(*sizes: int) -> Floats:
+    """Chance that a group of each of these sizes holds both right and wrong, at each pass rate of the grid."""
+    sizes_N, rates_K1 = np.array(sizes), RATES_K[:, None]
+    mixed: Floats = 1.0 - rates_K1**sizes_N - (1.0 - rates_K1) ** sizes_N
+    return mixed
+
+
 class Outlook(NamedTuple):
     """What a group of a prompt would be, per prompt."""
 
@@ -41,10 +48,9 @@ class PassRates:
         away = np.clip(LOGITS + trend, LOGITS[0], LOGITS[-1])[:, None] - LOGITS[None, :]
         kernel = np.exp(-0.5 * (away / drift) ** 2)
         self._step: Floats = kernel / kernel.sum(axis=1, keepdims=True)
-        mixed_K = 1.0 - RATES_K**group_size - (1.0 - RATES_K) ** group_size
+        self._mixed_K = mixed_KN(group_size)[:, 0]
         self._walk = [np.eye(len(RATES_K))]
         """Of so many passes, K x K each; made when needed."""
-        self._mixed_K = mixed_K
         self._row_of: dict[str, int] = {}
         self._belief_PK: Floats = np.empty((0, len(RATES_K)))
         """As it was when the prompt was last sampled."""
@@ -73,11 +79,9 @@ class PassRates:
             return
         self._note_version(epoch, policy_version)
         row = self._row(prompt_id, epoch)
-        age = int(self._ages(np.array([row]), epoch)[0])
         right, wrong = group.mean * group.size * weight, (1.0 - group.mean) * group.size * weight
         evidence_K = right * np.log(RATES_K) + wrong * np.log1p(-RATES_K)
-        belief_K = self._belief_PK[row] @ self._walked(age)
-        belief_K = np.maximum(belief_K, LEAST) * np.exp(evidence_K - evidence_K.max())
+        belief_K = np.maximum(self._belief_at(row, epoch), LEAST) * np.exp(evidence_K - evidence_K.max())
         self._belief_PK[row] = belief_K / belief_K.sum()
         self._epoch_P[row] = max(epoch, self._epoch_P[row])
 
@@ -93,8 +97,11 @@ class PassRates:
         """Probability of each of RATES_K in pass `epoch`, K; the same for all where nothing is known."""
         if prompt_id not in self._row_of:
             return np.full(len(RATES_K), 1.0 / len(RATES_K))
-        row = self._row_of[prompt_id]
-        belief_K: Floats = self._belief_PK[row] @ self._walked(int(self._ages(np.array([row]), epoch)[0]))
+        return self._belief_at(self._row_of[prompt_id], epoch)
+
+    def _belief_at(self, row: int, epoch: int) -> Floats:
+        [age] = self._ages(np.array([row]), epoch)
+        belief_K: Floats = self._belief_PK[row] @ self._walked(int(age))
         return belief_K
 
     def outlook(self, prompt_ids: Sequence[str], epoch: int) -> Outlook:

@@ -26,6 +26,14 @@ class Then(NamedTuple):
     """None where the record does not say: then every pass counts as another policy."""
 
 
+def then_of(mean: float, group_size: int) -> Then:
+    """A group with right and wrong answers that has this mean reward. Raises ValueError for a mean of none."""
+    if not 0.0 <= mean <= 1.0:
+        raise ValueError(f"{mean} is no mean of rewards from 0 to 1")
+    right = round(mean * group_size)
+    return Then((1.0,) * right + (0.0,) * (group_size - right))
+
+
 Recorded = Mapping[str, Sequence[Then]]
 """The visits of each prompt, in their order."""
 
@@ -120,8 +128,12 @@ def replay(choice: SelectorChoices, recorded: Recorded, *, seed: int, batch: Bat
                 state.observe(seen)
             if state.informative >= batch.groups:
                 state.close_step()
-    there = sum(kind_of(then.rewards_G) is GroupKind.INFORMATIVE for past in recorded.values() for then in past)
-    return Replayed(visits, sampled, informative, there, state.selector.knobs())
+    return Replayed(visits, sampled, informative, informative_in(recorded), state.selector.knobs())
+
+
+def informative_in(recorded: Recorded) -> int:
+    """Informative visits of the whole record."""
+    return sum(kind_of(then.rewards_G) is GroupKind.INFORMATIVE for past in recorded.values() for then in past)
 
 
 def document(summary: Summary) -> dict[str, Any]:

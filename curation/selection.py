@@ -17,7 +17,7 @@ from typing import Annotated
 import numpy as np
 from pydantic import Field
 
-from curation.allocation import Fixed, Knapsack, Probe, sizes
+from curation.allocation import Allocations, Fixed, Knapsack, sizes
 from curation.choice import Choice
 from curation.greso import StepTally, adaptive_round
 from curation.history import History, past_group
@@ -56,7 +56,7 @@ class RunState:
 
     selector: Selector
     seed: int
-    allocation: Fixed | Probe | Knapsack = field(default_factory=Fixed)
+    allocation: Allocations = field(default_factory=Fixed)
     rates: PassRates | None = None
     """Only where the allocation asks for them."""
     histories: dict[str, History] = field(default_factory=dict)
@@ -80,7 +80,7 @@ class RunState:
         *,
         seed: int,
         group_size: int,
-        allocation: Fixed | Probe | Knapsack | None = None,
+        allocation: Allocations | None = None,
         inherited: Inherited = (),
     ) -> "RunState":
         """The state after these visits, oldest first."""

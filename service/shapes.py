@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from curation.curate import LeftOut, advantages_of
 from curation.recipe import Recipe, Shape
-from curation.records import Group, Pair, Picked, Row
+from curation.records import Group, GroupKind, Pair, Picked, Row, kind_of
 
 Columns = dict[str, Any]
 Temperatures = dict[str, float | None]
@@ -98,7 +98,8 @@ def rows_of(rows: Sequence[Row], temperatures: Temperatures, recipe: Recipe) -> 
         by_prompt = groupby(rows, key=lambda row: row.group.prompt.id)
         return [_prompt(list(of_prompt)) for _, of_prompt in by_prompt]
     make = _MAKE[recipe.shape]
-    return [make(row, recipe) | _lineage(row.group, temperatures) for row in rows]
+    made = (make(row, recipe) | _lineage(row.group, temperatures) for row in rows)
+    return [{name: columns[name] for name in COLUMNS[recipe.shape].names} for columns in made]
 
 
 def _pair(pair: Pair, recipe: Recipe) -> Columns:
@@ -120,12 +121,7 @@ def _pair(pair: Pair, recipe: Recipe) -> Columns:
 
 def _labelled(row: Picked, recipe: Recipe) -> Columns:
     right = _right(row, recipe)
-    # In the order of the columns, for the JSONL.
-    return {
-        "prompt": right.pop("prompt"),
-        "completion": right.pop("completion"),
-        "label": right["reward"] >= 1.0,
-    } | right
+    return right | {"label": right["reward"] >= 1.0}
 
 
 def _right(row: Picked, recipe: Recipe) -> Columns:
@@ -172,7 +168,7 @@ def _prompt(rows: list[Row]) -> Columns:
         "verifier": prompt.verifier,
         "pass_rate": _mean(rewards),
         "groups": len(groups),
-        "informative": sum(max(rewards_G) > min(rewards_G) for rewards_G in groups),
+        "informative": sum(kind_of(rewards_G) is GroupKind.INFORMATIVE for rewards_G in groups),
         "rollouts": len(rewards),
         "prompt_id": prompt.id,
     }

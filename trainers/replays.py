@@ -9,7 +9,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from curation.replay import Question, Then, compare, document
+from curation.replay import Question, compare, document, then_of
 from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at
 
 
@@ -73,17 +73,9 @@ def _interval(estimate: dict[str, float] | None) -> str:
 def _replay_file(file: Path, group_size: int, question: dict[str, Any]) -> dict[str, Any]:
     try:
         means = json.loads(file.read_text())
-        recorded = {str(prompt): [_then(m, group_size) for m in visits] for prompt, visits in means.items()}
+        recorded = {str(prompt): [then_of(m, group_size) for m in visits] for prompt, visits in means.items()}
         asked = Question.model_validate(question)
     except (OSError, ValueError, TypeError, AttributeError) as error:
         sys.exit(f"refinery: {file}: {error}")
     told = [document(summary) for summary in compare(asked, recorded)]
     return {"file": str(file), "prompts": len(recorded), "selectors": told}
-
-
-def _then(mean: float, group_size: int) -> Then:
-    """A group with right and wrong answers that has this mean."""
-    if not 0.0 <= mean <= 1.0:
-        raise ValueError(f"{mean} is no mean of rewards from 0 to 1")
-    right = round(mean * group_size)
-    return Then((1.0,) * right + (0.0,) * (group_size - right))

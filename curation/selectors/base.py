@@ -5,7 +5,7 @@
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -80,13 +80,7 @@ class Alone(Selector):
     def decide_one(self, candidate: Candidate) -> Decision: ...
 
     def decide(self, candidates: Sequence[Candidate], room: int) -> list[Decision]:
-        decisions: list[Decision] = []
-        for candidate in candidates:
-            decisions.append(self.decide_one(candidate))
-            room -= not decisions[-1].action.is_skip
-            if room == 0:
-                break
-        return decisions
+        return until_full(map(self.decide_one, candidates), room)
 
 
 class Ranking(Selector):
@@ -125,6 +119,17 @@ class SelectorSettings(Choice, ABC):
     @abstractmethod
     def build(self, *, seed: int, group_size: int) -> Selector:
         """A selector that has seen nothing; `group_size` rollouts are sampled of a prompt."""
+
+
+def until_full(decisions: Iterable[Decision], room: int) -> list[Decision]:
+    """The first of these decisions, up to the one that fills the room."""
+    made: list[Decision] = []
+    for decision in decisions:
+        made.append(decision)
+        room -= not decision.action.is_skip
+        if room == 0:
+            break
+    return made
 
 
 def drawn(keep: float, reason: str, *key: object, skip: Action = Action.PASSED_OVER) -> Decision:

@@ -17,7 +17,7 @@ from pydantic import Field
 
 from curation.passrates import Floats, Outlook, PassRates
 from curation.records import Action, Decision
-from curation.selectors.base import NEW, Candidate, Seen, Selector, SelectorSettings, drawn, skip_of
+from curation.selectors.base import NEW, Candidate, Seen, Selector, SelectorSettings, drawn, skip_of, until_full
 
 
 class Posterior(SelectorSettings):
@@ -73,14 +73,7 @@ class _Posterior(Selector):
         outlook = self._rates.outlook([c.prompt_id for c in known], candidates[0].epoch)
         keep_P = self._keep(outlook, self._plan().threshold)
         chances = {c.prompt_id: chance for c, *chance in zip(known, outlook.mixed_P, keep_P, strict=True)}
-
-        decisions: list[Decision] = []
-        for candidate in candidates:
-            decisions.append(self._decision(candidate, chances.get(candidate.prompt_id)))
-            room -= not decisions[-1].action.is_skip
-            if room == 0:
-                break
-        return decisions
+        return until_full((self._decision(c, chances.get(c.prompt_id)) for c in candidates), room)
 
     def _decision(self, candidate: Candidate, chances: list[float] | None) -> Decision:
         if chances is None:

@@ -6,7 +6,7 @@ from typing import Any
 from fastapi import APIRouter
 from pydantic import BaseModel
 
-from curation.replay import Question, compare, document
+from curation.replay import Question, compare, document, informative_in
 from service.api.routes import PartsDep
 from service.stages import Invalid
 
@@ -57,6 +57,6 @@ async def replay_selectors(body: ReplayIn, parts: PartsDep) -> ReplayOut:
         run=body.run,
         prompts=len(recorded),
         visits=sum(map(len, recorded.values())),
-        informative=sum(max(then.rewards_G) > min(then.rewards_G) for visits in recorded.values() for then in visits),
+        informative=informative_in(recorded),
         selectors=[SummaryOut.model_validate(document(summary)) for summary in summaries],
     )

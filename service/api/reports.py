@@ -1,7 +1,8 @@
 """How much runs and datasets can teach, and which policy version to harvest from."""
 
 import asyncio
-from typing import Annotated, Any
+from pathlib import Path
+from typing import Annotated
 
 import polars as pl
 from fastapi import APIRouter, Query
@@ -120,7 +121,7 @@ async def advise_warmup(run: str, parts: PartsDep, measure: Measure = Measure.PA
     return AdviceOut(measure=advice.measure, versions=versions, best=advice.best, reason=advice.reason)
 
 
-def _group_ids(files: Any) -> list[str]:
+def _group_ids(files: list[Path]) -> list[str]:
     frame = pl.scan_parquet(files)
     if "group_id" not in frame.collect_schema():
         raise Invalid("no_groups", "a dataset of prompts has no groups; ask for the informativeness of its runs")
