@@ -1,20 +1,23 @@
 """From stored groups to the rows of a dataset, by a recipe.
 
 - Rows come in the order of (prompt, run, visit), whatever order the groups came in.
+- Groups come without their texts and are let go one by one: what stays is what a row needs.
 - Every group that gives no row is counted under the reason, and every row that is left out again, too; nothing is
   dropped without a trace.
 - A rollout that was not scored never enters a row.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from enum import StrEnum, auto
+from operator import attrgetter
 from typing import assert_never
 
 from curation import pairs as rules
 from curation import pods
 from curation.cuts import Cut, cut
+from curation.judged import JudgedGroup, Origin, Row, row_of
 from curation.keys import rng_for
 from curation.pairs import IndexPair, Scored
 from curation.recipe import (
@@ -34,7 +37,7 @@ from curation.recipe import (
     Recipe,
     Shape,
 )
-from curation.records import Group, GroupKind, Outcome, Pair, Picked, Row, kind_of
+from curation.records import GroupKind, Outcome, kind_of
 
 
 class Dropped(StrEnum):
@@ -65,7 +68,7 @@ class Split(StrEnum):
 class LeftOut:
     """A group that gave no row, or a row that was left out again."""
 
-    group: Group
+    origin: Origin
     indices: tuple[int, ...]
     """Of the row's rollouts; empty for a group."""
     reason: Dropped | Cut
@@ -90,106 +93,97 @@ class Curated:
         return Counter(one.reason for one in self.left_out if isinstance(one.reason, Cut))
 
 
-def nothing(_: str) -> bool:
-    return False
-
-
-def curate(groups: Iterable[Group], recipe: Recipe, is_contaminated: Callable[[str], bool] = nothing) -> Curated:
-    """The rows of the groups, and what became of the rest. `is_contaminated` is asked of a prompt's text.
+def curate(groups: Iterable[JudgedGroup], recipe: Recipe, contaminated: Collection[str] = ()) -> Curated:
+    """The rows of the groups, and what became of the rest. `contaminated` holds the ids of prompts to keep away from.
 
     Of `Shape.PROMPTS` the rows are the groups that count for each prompt.
     """
     left_out: list[LeftOut] = []
     found: list[Row] = []
-    ordered = sorted(groups, key=lambda g: (g.prompt.id, g.run, g.visit, g.id))
-    for group in ordered:
-        result = Dropped.CONTAMINATED if is_contaminated(group.prompt.text) else of_group(group, recipe)
+    count = 0
+    for group in groups:
+        count += 1
+        result = Dropped.CONTAMINATED if group.origin.prompt_id in contaminated else of_group(group, recipe)
         if isinstance(result, Dropped):
-            left_out.append(LeftOut(group, (), result, _why(result, group, recipe)))
+            left_out.append(LeftOut(group.origin, (), result, _why(result, group, recipe)))
         else:
             found += result
+    # Stable: the rows of a group stay in the order of its rule.
+    by_origin = attrgetter("origin")
+    found.sort(key=by_origin)
+    left_out.sort(key=by_origin)
     kept, cuts = cut(found, recipe)
-    left_out += [LeftOut(row.group, row.indices, reason, detail) for row, reason, detail in cuts]
-    return Curated(kept, left_out, len(ordered))
+    left_out += [LeftOut(row.origin, row.indices, reason, detail) for row, reason, detail in cuts]
+    return Curated(kept, left_out, count)
 
 
-def _why(reason: Dropped, group: Group, recipe: Recipe) -> str:
+def _why(reason: Dropped, group: JudgedGroup, recipe: Recipe) -> str:
     match reason:
         case Dropped.OTHER_POLICY_VERSION:
-            return f"policy version {group.policy_version}"
+            return f"policy version {group.origin.policy_version}"
         case Dropped.OTHER_VERIFIER:
-            return f"judged by {group.rollouts_G[0].verdict.verifier}"
+            return f"judged by {group.origin.verifier}"
         case Dropped.CONTAMINATED:
             return "shares a run of words with a set to keep away from"
         case Dropped.UNSCORED:
-            return f"none of {len(group.rollouts_G)} rollouts has a reward and is let in"
+            return f"none of {len(group.rewards_G)} rollouts has a reward and is let in"
         case _:
             return "rewards " + " ".join(f"{scored.reward:g}" for scored in eligible(group, recipe))
 
 
-def of_group(group: Group, recipe: Recipe) -> Sequence[Row] | Dropped:
+def of_group(group: JudgedGroup, recipe: Recipe) -> list[Row] | Dropped:
     """At least one row, or the reason why there is none."""
-    return pairs_of(group, recipe) if recipe.shape is Shape.PAIRS else picked_of(group, recipe)
-
-
-def pairs_of(group: Group, recipe: Recipe) -> list[Pair] | Dropped:
-    """At least one pair, or the reason why there is none."""
     if reason := _left_out(group, recipe):
         return reason
     scored_G = eligible(group, recipe)
-    if reason := _teaches_nothing(scored_G):
-        return reason
-    kept_G = down_sample(scored_G, group.id, recipe)
-    return [Pair(group, *pair) for pair in _pair(kept_G, group.id, recipe)] or Dropped.NO_PAIR
-
-
-def picked_of(group: Group, recipe: Recipe) -> list[Picked] | Dropped:
-    """The rows of a shape other than pairs, or the reason why there are none."""
-    if reason := _left_out(group, recipe):
-        return reason
-    scored_G = eligible(group, recipe)
-    if not scored_G:
-        return Dropped.UNSCORED
     match recipe.shape:
-        case Shape.LABELLED:
-            kept_G = down_sample(scored_G, group.id, recipe)
-            either = sorted(s.slot for s in [*rules.right(kept_G), *rules.wrong(kept_G)])
-            return [Picked(group, (slot,)) for slot in either] or Dropped.NEITHER
-        case Shape.RIGHT:
-            right = rules.right(down_sample(scored_G, group.id, recipe))
-            return [Picked(group, (s.slot,)) for s in right] or Dropped.NONE_RIGHT
-        case Shape.GROUPS:
-            if reason := _teaches_nothing(scored_G):
-                return reason
-            kept_G = down_sample(scored_G, group.id, recipe)
-            if _teaches_nothing(kept_G):
-                return Dropped.NO_PAIR
-            return [Picked(group, tuple(s.slot for s in kept_G))]
         case Shape.PROMPTS:
-            return [Picked(group, tuple(s.slot for s in scored_G))]
-        case Shape.PAIRS:
-            raise ValueError("pairs come from pairs_of")
+            return [row_of(group, _slots(scored_G))] if scored_G else Dropped.UNSCORED
+        case Shape.PAIRS | Shape.GROUPS:
+            return _teaches_nothing(scored_G) or _contrasts(group, scored_G, recipe) or Dropped.NO_PAIR
+        case Shape.LABELLED | Shape.RIGHT:
+            return _singles(group, scored_G, recipe) if scored_G else Dropped.UNSCORED
         case _:
             assert_never(recipe.shape)
 
 
-def advantages_of(row: Picked, recipe: Recipe) -> list[float]:
-    """One for each rollout of the row."""
-    scored_G = eligible(row.group, recipe)
-    reward_of = {s.slot: s.reward for s in scored_G}
-    kept = [reward_of[slot] for slot in row.indices]
+def _contrasts(group: JudgedGroup, scored_G: Sequence[Scored], recipe: Recipe) -> list[Row]:
+    """Rows that hold different rewards; none where down-sampling or the rule left no difference."""
+    kept_G = down_sample(scored_G, group.origin.group_id, recipe)
+    if recipe.shape is Shape.PAIRS:
+        return [row_of(group, pair) for pair in _pair(kept_G, group.origin.group_id, recipe)]
+    if _teaches_nothing(kept_G):
+        return []
+    return [row_of(group, _slots(kept_G), _advantages(kept_G, scored_G, recipe))]
+
+
+def _singles(group: JudgedGroup, scored_G: Sequence[Scored], recipe: Recipe) -> list[Row] | Dropped:
+    """A row for each kept rollout that is right, or right or wrong."""
+    kept_G = down_sample(scored_G, group.origin.group_id, recipe)
+    if recipe.shape is Shape.RIGHT:
+        return [row_of(group, (s.slot,)) for s in rules.right(kept_G)] or Dropped.NONE_RIGHT
+    either = sorted(_slots([*rules.right(kept_G), *rules.wrong(kept_G)]))
+    return [row_of(group, (slot,)) for slot in either] or Dropped.NEITHER
+
+
+def _slots(scored_G: Sequence[Scored]) -> list[int]:
+    return [scored.slot for scored in scored_G]
+
+
+def _advantages(kept_G: Sequence[Scored], scored_G: Sequence[Scored], recipe: Recipe) -> list[float]:
+    """One for each kept rollout."""
     if recipe.advantages_over is AdvantagesOver.KEPT:
-        return pods.advantages(kept)
-    of_slot = dict(zip(reward_of, pods.advantages(list(reward_of.values())), strict=True))
-    return [of_slot[slot] for slot in row.indices]
+        return pods.advantages([s.reward for s in kept_G])
+    of_slot = dict(zip(_slots(scored_G), pods.advantages([s.reward for s in scored_G]), strict=True))
+    return [of_slot[s.slot] for s in kept_G]
 
 
-def _left_out(group: Group, recipe: Recipe) -> Dropped | None:
+def _left_out(group: JudgedGroup, recipe: Recipe) -> Dropped | None:
     if recipe.policy_versions is not None:
         first, last = recipe.policy_versions
-        if not first <= group.policy_version <= last:
+        if not first <= group.origin.policy_version <= last:
             return Dropped.OTHER_POLICY_VERSION
-    if recipe.verifier is not None and any(r.verdict.verifier != recipe.verifier for r in group.rollouts_G):
+    if recipe.verifier not in {None, group.origin.verifier}:
         return Dropped.OTHER_VERIFIER
     return None
 
@@ -206,14 +200,15 @@ def _teaches_nothing(scored_G: Sequence[Scored]) -> Dropped | None:
             return None
 
 
-def eligible(group: Group, recipe: Recipe) -> list[Scored]:
+def eligible(group: JudgedGroup, recipe: Recipe) -> list[Scored]:
     """The scored rollouts that the recipe lets in, in sampling order."""
+    columns = zip(group.rewards_G, group.outcomes_G, group.truncated_G, group.characters_G, strict=True)
     return [
-        Scored(index, rollout.reward, len(rollout.text))
-        for index, rollout in enumerate(group.rollouts_G)
-        if rollout.reward is not None
-        and (recipe.truncated or not rollout.truncated)
-        and (recipe.no_answer_is_wrong or rollout.verdict.outcome is not Outcome.NO_ANSWER)
+        Scored(slot, reward, characters)
+        for slot, (reward, outcome, truncated, characters) in enumerate(columns)
+        if reward is not None
+        and (recipe.truncated or not truncated)
+        and (recipe.no_answer_is_wrong or outcome is not Outcome.NO_ANSWER)
     ]
 
 
@@ -244,18 +239,19 @@ def down_sample(scored_G: Sequence[Scored], group_id: str, recipe: Recipe) -> li
 
 def _pair(scored_G: Sequence[Scored], group_id: str, recipe: Recipe) -> list[IndexPair]:
     rule = recipe.pairs
-    rng = rng_for(recipe.seed, "pairs", group_id)
     match rule:
         case FirstRightFirstWrong():
             return rules.first_right_first_wrong(scored_G)
-        case OneRandomPair():
-            return rules.one_random_pair(scored_G, rng)
         case BestWithWorst(margin=margin, length_penalty=penalty):
             return rules.best_with_worst(scored_G, margin, penalty)
-        case BestWithRandom(margin=margin):
-            return rules.best_with_random(scored_G, rng, margin)
         case AllRightWithWrong():
             return rules.all_right_with_wrong(scored_G)
+    rng = rng_for(recipe.seed, "pairs", group_id)
+    match rule:
+        case OneRandomPair():
+            return rules.one_random_pair(scored_G, rng)
+        case BestWithRandom(margin=margin):
+            return rules.best_with_random(scored_G, rng, margin)
         case KRandomPairs(k=k):
             return rules.k_random_pairs(scored_G, k, rng)
         case _:

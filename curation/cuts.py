@@ -9,9 +9,9 @@ from collections import defaultdict
 from collections.abc import Callable, Hashable, Sequence
 from enum import StrEnum, auto
 
+from curation.judged import Row
 from curation.keys import digest
 from curation.recipe import Recipe
-from curation.records import Group, Row
 
 TENTHS = 10
 
@@ -49,17 +49,11 @@ Faults = dict[int, str]
 """What speaks against a row, by its place."""
 
 
-def length_of(group: Group, index: int) -> int:
-    """Tokens of a completion; where they were not recorded its bytes, of which there are at least as many."""
-    completion = group.rollouts_G[index].completion
-    return len(completion.token_ids_T) or len(completion.text.encode())
-
-
 def _too_long(rows: list[Row], recipe: Recipe) -> Faults:
     limit = recipe.max_tokens
     if limit is None:
         return {}
-    longest = [max(length_of(row.group, i) for i in row.indices) for row in rows]
+    longest = [row.longest for row in rows]
     return {place: f"{length} tokens, at most {limit}" for place, length in enumerate(longest) if length > limit}
 
 
@@ -67,8 +61,7 @@ def _uneven(rows: list[Row], recipe: Recipe) -> Faults:
     limit = recipe.max_length_ratio
     if limit is None:
         return {}
-    lengths = [[len(row.group.rollouts_G[i].text) for i in row.indices] for row in rows]
-    ratios = [max(of_row) / max(1, min(of_row)) for of_row in lengths]
+    ratios = [max(row.characters) / max(1, min(row.characters)) for row in rows]
     return {place: f"ratio {ratio:.2f}, at most {limit:g}" for place, ratio in enumerate(ratios) if ratio > limit}
 
 
@@ -77,29 +70,24 @@ def _duplicate(rows: list[Row], recipe: Recipe) -> Faults:
     if not recipe.unique:
         return {}
     first: dict[Hashable, int] = {}
-    for place in sorted(range(len(rows)), key=lambda i: (-rows[i].group.policy_version, i)):
-        first.setdefault(_texts(rows[place]), place)
-    stays = {place: first[_texts(row)] for place, row in enumerate(rows)}
-    return {place: f"as in {rows[kept].group.id}" for place, kept in stays.items() if place != kept}
-
-
-def _texts(row: Row) -> Hashable:
-    return row.group.prompt.text, tuple(row.group.rollouts_G[i].text for i in row.indices)
+    for place in sorted(range(len(rows)), key=lambda i: (-rows[i].origin.policy_version, i)):
+        first.setdefault(rows[place].digests, place)
+    stays = {place: first[row.digests] for place, row in enumerate(rows)}
+    return {place: f"as in {rows[kept].origin.group_id}" for place, kept in stays.items() if place != kept}
 
 
 def _over_per_prompt(rows: list[Row], recipe: Recipe) -> Faults:
-    return _too_many(rows, recipe.per_prompt, lambda row: row.group.prompt.id, "of this prompt", recipe.seed)
+    return _too_many(rows, recipe.per_prompt, lambda row: row.origin.prompt_id, "of this prompt", recipe.seed)
 
 
 def _over_per_difficulty(rows: list[Row], recipe: Recipe) -> Faults:
     told = "of this tenth of pass rate"
-    return _too_many(rows, recipe.per_difficulty, lambda row: tenth_of(row.group), told, recipe.seed)
+    return _too_many(rows, recipe.per_difficulty, tenth_of, told, recipe.seed)
 
 
-def tenth_of(group: Group) -> int:
-    """Which tenth of the pass rates, from 0, the group lies in; the last includes 1."""
-    rewards_G = group.rewards_G
-    return min(int(TENTHS * sum(rewards_G) / len(rewards_G)), TENTHS - 1) if rewards_G else 0
+def tenth_of(row: Row) -> int:
+    """Which tenth of the pass rates, from 0, its group lies in; the last includes 1."""
+    return min(int(TENTHS * row.pass_rate), TENTHS - 1)
 
 
 def _over_limit(rows: list[Row], recipe: Recipe) -> Faults:
@@ -116,7 +104,11 @@ def _too_many(rows: list[Row], limit: int | None, class_of: Callable[[Row], Hash
     faults: Faults = {}
     for places in classes.values():
         if len(places) > limit:
-            by_lot = sorted(places, key=lambda place: digest(seed, told, rows[place].group.id, *rows[place].indices))
+            by_lot = sorted(places, key=lambda place: _lot(rows[place], told, seed))
             for rank, place in enumerate(by_lot[limit:], start=limit + 1):
                 faults[place] = f"its lot is number {rank} of {len(places)} ({told}); {limit} stay"
     return faults
+
+
+def _lot(row: Row, told: str, seed: int) -> str:
+    return digest(seed, told, row.origin.group_id, *row.indices)

@@ -6,31 +6,32 @@ The steps are taken by the very functions that make the dataset, so that the exp
 from statistics import pvariance
 
 from curation.curate import Dropped, down_sample, eligible, of_group, split_draw, split_of
+from curation.judged import JudgedGroup
 from curation.pairs import Scored
 from curation.recipe import KeepAll, Recipe, Shape
-from curation.records import Group, Rollout, kind_of
+from curation.records import kind_of
 
 
-def steps(group: Group, recipe: Recipe) -> list[str]:
+def steps(group: JudgedGroup, recipe: Recipe) -> list[str]:
     """One sentence for each step, as far as the group comes. Rollouts are numbered from 0, in sampling order."""
     scored_G = eligible(group, recipe)
     told = [
-        f"policy version {group.policy_version}; the recipe takes {_range(recipe)}",
-        f"judged by {group.rollouts_G[0].verdict.verifier}; the recipe asks for {recipe.verifier or 'the newest'}",
-        f"{len(scored_G)} of {len(group.rollouts_G)} rollouts are let in{_kept_out(group, scored_G, recipe)}",
+        f"policy version {group.origin.policy_version}; the recipe takes {_range(recipe)}",
+        f"judged by {group.origin.verifier}; the recipe asks for {recipe.verifier or 'the newest'}",
+        f"{len(scored_G)} of {len(group.rewards_G)} rollouts are let in{_kept_out(group, scored_G, recipe)}",
         f"rewards {_rewards(scored_G) or 'none'}: {kind_of([s.reward for s in scored_G]).value}",
     ]
     outcome = of_group(group, recipe)
     if isinstance(outcome, Dropped):
         return [*told, f"no row: {outcome.value.replace('_', ' ')}"]
-    kept_G = down_sample(scored_G, group.id, recipe)
+    kept_G = down_sample(scored_G, group.origin.group_id, recipe)
     rows = ", ".join(" with ".join(f"#{i}" for i in row.indices) for row in outcome)
     return [
         *told,
         _down_sampled(kept_G, scored_G, recipe),
         f"{_rule(recipe)}: {rows}",
-        f"split drew {split_draw(group.prompt.id, recipe):.4f} against {recipe.test_share:g}: "
-        f"{split_of(group.prompt.id, recipe).value}",
+        f"split drew {split_draw(group.origin.prompt_id, recipe):.4f} against {recipe.test_share:g}: "
+        f"{split_of(group.origin.prompt_id, recipe).value}",
     ]
 
 
@@ -38,14 +39,15 @@ def _range(recipe: Recipe) -> str:
     return "all" if recipe.policy_versions is None else "{} to {}".format(*recipe.policy_versions)
 
 
-def _kept_out(group: Group, scored_G: list[Scored], recipe: Recipe) -> str:
+def _kept_out(group: JudgedGroup, scored_G: list[Scored], recipe: Recipe) -> str:
     let_in = {s.slot for s in scored_G}
-    out = [f"#{i} {_state(rollout)}" for i, rollout in enumerate(group.rollouts_G) if i not in let_in]
+    out = [f"#{i} {_state(group, i)}" for i in range(len(group.rewards_G)) if i not in let_in]
     return f" (not {', '.join(out)})" if out else ""
 
 
-def _state(rollout: Rollout) -> str:
-    return "truncated" if rollout.reward is not None and rollout.truncated else rollout.verdict.outcome.value
+def _state(group: JudgedGroup, slot: int) -> str:
+    truncated = group.rewards_G[slot] is not None and group.truncated_G[slot]
+    return "truncated" if truncated else group.outcomes_G[slot].value
 
 
 def _rewards(scored_G: list[Scored]) -> str:

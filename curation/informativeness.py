@@ -4,14 +4,18 @@ The statistic behind G2D's "informativeness" (arXiv 2605.21266) is not published
 for what it is.
 """
 
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from math import log
-from statistics import fmean, pvariance
+from statistics import fmean
 
-from curation.records import GroupKind, kind_of
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from curation.records import GroupKind
+
+Floats = NDArray[np.float64]
 
 GOLDILOCKS = (0.2, 0.8)
 """Pass rates neither too easy nor too hard (online difficulty filtering, arXiv 2504.03380)."""
@@ -64,26 +68,44 @@ class Informativeness:
     """Groups by mean reward: ten bins of 0.1; the last includes 1."""
 
 
-def summarize(rewards_PG: Sequence[Sequence[float]]) -> Informativeness:
-    """Of the rewards of each group's scored rollouts; a group may be empty, and sizes may differ."""
-    kinds = Counter(kind_of(rewards_G) for rewards_G in rewards_PG)
-    scored = [rewards_G for rewards_G in rewards_PG if rewards_G]
-    rates = [fmean(rewards_G) for rewards_G in scored]
-    bins = Counter(min(int(rate * 10), 9) for rate in rates)
+def summarize(rewards: ArrayLike, sizes_P: ArrayLike) -> Informativeness:
+    """Of the rewards of every group's scored rollouts, one group after the other, and how many each group has.
+
+    The same whatever order groups and rollouts come in, to the last bit.
+    """
+    values, sizes = np.asarray(rewards, dtype=np.float64), np.asarray(sizes_P, dtype=np.int64)
+    starts = np.cumsum(sizes) - sizes
+    facts = [_facts(values[starts[sizes == size, None] + np.arange(size)]) for size in np.unique(sizes[sizes > 0])]
+    rates, variances, spreads = np.concatenate([np.empty((3, 0)), *facts], axis=1)
+    mixed, high_half = spreads > 0, rates > 0.5
+    entropies = -(_xlogx(rates) + _xlogx(1.0 - rates))
     low, high = GOLDILOCKS
+    bins = np.bincount(np.minimum(rates * 10, 9).astype(int), minlength=10)
     return Informativeness(
-        groups=len(rewards_PG),
-        informative=kinds[GroupKind.INFORMATIVE],
-        easy=kinds[GroupKind.EASY],
-        hard=kinds[GroupKind.HARD],
-        unscored=kinds[GroupKind.UNSCORED],
+        groups=len(sizes),
+        informative=int(mixed.sum()),
+        easy=int((~mixed & high_half).sum()),
+        hard=int((~mixed & ~high_half).sum()),
+        unscored=len(sizes) - len(rates),
         mean_reward=_mean(rates),
-        reward_variance=_mean([pvariance(rewards_G) for rewards_G in scored]),
-        outcome_entropy=_mean([outcome_entropy(rate) for rate in rates]),
-        goldilocks_share=_mean([low <= rate <= high for rate in rates]),
-        pass_rate_histogram=tuple(bins[b] for b in range(10)),
+        reward_variance=_mean(variances),
+        outcome_entropy=_mean(entropies),
+        goldilocks_share=_mean((low <= rates) & (rates <= high)),
+        pass_rate_histogram=tuple(bins.tolist()),
     )
 
 
-def _mean(values: Sequence[float]) -> float:
-    return fmean(values) if values else 0.0
+def _facts(rewards_PG: Floats) -> Floats:
+    """Mean, population variance and range of each of these groups of one size, 3 x P."""
+    sorted_PG = np.sort(rewards_PG, axis=1)
+    return np.stack([sorted_PG.mean(axis=1), sorted_PG.var(axis=1), sorted_PG[:, -1] - sorted_PG[:, 0]])
+
+
+def _xlogx(rates: Floats) -> Floats:
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.where(rates > 0.0, rates * np.log(rates), 0.0)
+
+
+def _mean(values: ArrayLike) -> float:
+    listed = np.asarray(values, dtype=np.float64).tolist()
+    return fmean(listed) if listed else 0.0  # rounds once: no order of addition shows

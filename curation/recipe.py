@@ -182,6 +182,12 @@ class Recipe(Choice):
         return self
 
     @property
+    def measures_texts(self) -> bool:
+        """Whether the length or the sameness of texts decides anything."""
+        penalised = isinstance(self.pairs, BestWithWorst) and self.pairs.length_penalty > 0
+        return penalised or self.unique or self.max_tokens is not None or self.max_length_ratio is not None
+
+    @property
     def hash(self) -> str:
         return digest(canonical_json(self.model_dump(mode="json")))
 

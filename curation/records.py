@@ -210,36 +210,3 @@ class Visit:
     epoch: int
     """Which pass over the prompt set."""
     decision: Decision
-
-
-@dataclass(frozen=True, slots=True)
-class Pair:
-    """A chosen and a rejected completion of one prompt: indices into the group's rollouts."""
-
-    group: Group
-    chosen: int
-    rejected: int
-
-    @property
-    def indices(self) -> tuple[int, ...]:
-        return self.chosen, self.rejected
-
-    @property
-    def margin(self) -> float:
-        """Difference of the two rewards, above 0."""
-        better, worse = (self.group.rollouts_G[i].reward for i in (self.chosen, self.rejected))
-        if better is None or worse is None:
-            raise ValueError(f"group {self.group.id}: a pair needs two scored rollouts")
-        return better - worse
-
-
-@dataclass(frozen=True, slots=True)
-class Picked:
-    """Some rollouts of a group, as indices: one completion to learn from, or a whole group."""
-
-    group: Group
-    indices: tuple[int, ...]
-
-
-Row = Pair | Picked
-"""Of a dataset, before it is written."""

@@ -13,7 +13,7 @@ from curation.curate import Dropped, Split
 from curation.explain import steps
 from service.freezing import LEFT_OUT_FILE
 from service.store.datasets import DatasetVersion
-from service.store.groups import Groups
+from service.store.judged import Judged
 from service.store.prompts import Prompts
 
 NO_TEXT = "its text was not kept, so it can give no row: the run retains informative groups"
@@ -21,15 +21,14 @@ LATER = "sampled after the dataset was frozen"
 
 
 async def explain(
-    dataset: DatasetVersion, prompt_id: str, *, folder: Path, groups: Groups, prompts: Prompts
+    dataset: DatasetVersion, prompt_id: str, *, folder: Path, judged: Judged, prompts: Prompts
 ) -> dict[str, Any]:
     """Everything that the store and the dataset know of the prompt in the recipe's runs. Raises NotFound for an unknown
     prompt."""
     recipe = dataset.recipe
     [prompt] = (await prompts.get([prompt_id])).values()
     visits = [visit for visit in await prompts.visits(prompt_id) if visit["run"] in recipe.runs]
-    found = await groups.for_curation(recipe.runs, dataset.watermark, recipe.verifier, prompt_id)
-    told = {group.id: steps(group, recipe) for group, _ in found}
+    told = await asyncio.to_thread(_steps, judged, dataset, prompt_id)
     rows, left_out = await asyncio.to_thread(_frozen, folder, dataset, prompt_id)
     for visit in visits:
         if group_id := visit["group_id"]:
@@ -46,6 +45,13 @@ async def explain(
         "prompt": prompt.text,
         "visits": visits,
     }
+
+
+def _steps(judged: Judged, dataset: DatasetVersion, prompt_id: str) -> dict[str, list[str]]:
+    """Of the recipe, on each group of the prompt whose text is kept."""
+    recipe = dataset.recipe
+    groups = judged.groups(recipe.runs, dataset.watermark, recipe.verifier, prompt_id)
+    return {group.origin.group_id: steps(group, recipe) for group in groups}
 
 
 def _frozen(folder: Path, dataset: DatasetVersion, prompt_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

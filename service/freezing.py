@@ -1,37 +1,38 @@
 """From a recipe to a frozen dataset version: Parquet and JSONL files that never change, and a manifest that names them.
 
 - The same recipe over the same groups gives the same bytes; no clock, machine or order of arrival is in them.
+- Texts go through in parts; the memory that a dataset takes does not grow with them.
 - The files are on disk, fsynced and under their final name before the version is registered.
 """
 
 import asyncio
 import hashlib
-import json
 import os
 import shutil
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.contamination import Forbidden
-from curation.curate import Curated, Split, curate, nothing, split_of
-from curation.informativeness import summarize
+from curation.curate import Curated, Split, curate, split_of
 from curation.recipe import RULES, Recipe, Shape
-from service.shapes import COLUMNS, LEFT_OUT, Temperatures, left_out_rows, rows_in, rows_of
+from service.shapes import count, tables_of, tables_of_left_out
 from service.stages import Invalid, NotFound, StoreFailed, stage
 from service.store.datasets import Datasets, DatasetVersion
 from service.store.groups import Groups
+from service.store.judged import Judged
 from service.store.prompts import Prompts
 from service.store.runs import Runs
 
-ROWS_PER_GROUP = 10_000
-"""Parquet row group: what a reader must hold at once."""
 LEFT_OUT_FILE = "left_out.parquet"
 """Every group that gave no row and every row that was left out again, with the reason."""
 
@@ -42,6 +43,7 @@ async def freeze(
     *,
     root: Path,
     groups: Groups,
+    judged: Judged,
     prompts: Prompts,
     runs: Runs,
     datasets: Datasets,
@@ -60,13 +62,10 @@ async def freeze(
     if existing := await datasets.by_id(name, dataset_id):
         return existing
 
-    found = await groups.for_curation(recipe.runs, watermark, recipe.verifier)
-    temperatures = {group.id: temperature for group, temperature in found}
-    is_contaminated = forbidden.is_in if forbidden else nothing
-    curated = await asyncio.to_thread(curate, [group for group, _ in found], recipe, is_contaminated)
+    curated = await asyncio.to_thread(_curate, judged, recipe, watermark, forbidden)
     funnel = {
         "groups": curated.groups,
-        "rows": rows_in(curated.rows, recipe),
+        "rows": count(curated.rows, recipe.shape),
         "dropped": {reason.value: n for reason, n in sorted(curated.dropped.items())},
         "cut": {reason.value: n for reason, n in sorted(curated.cut.items())},
     }
@@ -80,12 +79,12 @@ async def freeze(
         "rules": RULES,
         "watermark": watermark,
         **funnel,
-        "verifiers": dict(sorted(Counter(row.group.rollouts_G[0].verdict.verifier for row in curated.rows).items())),
-        "informativeness": asdict(summarize(await groups.rewards(recipe.runs))),
+        "verifiers": dict(sorted(Counter(row.origin.verifier for row in curated.rows).items())),
+        "informativeness": asdict(await asyncio.to_thread(judged.informativeness, recipe.runs, watermark)),
     }
     folder = root / dataset_id
     with stage(StoreFailed, f"writing dataset {name}"):
-        manifest["files"] = await asyncio.to_thread(_write_files, folder, curated, temperatures, recipe)
+        manifest["files"] = await asyncio.to_thread(_write_files, folder, curated, recipe, judged)
     return await datasets.register(name, dataset_id, recipe, watermark, manifest, now())
 
 
@@ -103,31 +102,32 @@ async def _forbidden(recipe: Recipe, prompts: Prompts) -> Forbidden | None:
     return await asyncio.to_thread(Forbidden, texts, against.words)
 
 
+def _curate(judged: Judged, recipe: Recipe, watermark: int, forbidden: Forbidden | None) -> Curated:
+    groups = judged.groups(recipe.runs, watermark, recipe.verifier, measured=recipe.measures_texts)
+    contaminated = judged.contaminated(recipe.runs, watermark, forbidden.is_in) if forbidden else ()
+    return curate(groups, recipe, contaminated)
+
+
 def _reasons(funnel: dict[str, Any]) -> str:
     counts = [*funnel["dropped"].items(), *funnel["cut"].items()]
     return ", ".join(f"{n} {reason.replace('_', ' ')}" for reason, n in counts)
 
 
-def _write_files(
-    folder: Path, curated: Curated, temperatures: Temperatures, recipe: Recipe
-) -> dict[str, dict[str, Any]]:
+def _write_files(folder: Path, curated: Curated, recipe: Recipe, judged: Judged) -> dict[str, dict[str, Any]]:
     """Writes every split in both formats, and what was left out; returns what the manifest says of the files."""
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
-    files = {}
+    files: dict[str, dict[str, Any]] = {}
     for split in Split:
-        rows = [row for row in curated.rows if split_of(row.group.prompt.id, recipe) is split]
-        if not rows:
-            continue
-        made = rows_of(rows, temperatures, recipe)
-        jsonl = unfinished / f"{split}.jsonl"
-        jsonl.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in made), encoding="utf-8")
-        for path in (_write_parquet(unfinished / f"{split}.parquet", made, COLUMNS[recipe.shape]), jsonl):
-            files[path.name] = _seal(path, len(made))
+        rows = [row for row in curated.rows if split_of(row.origin.prompt_id, recipe) is split]
+        if rows:
+            names = f"{split}.parquet", f"{split}.jsonl"
+            written = _write(tables_of(rows, recipe.shape, judged), *(unfinished / name for name in names))
+            files |= {name: _seal(unfinished / name, written) for name in names}
     if curated.left_out:
-        path = _write_parquet(unfinished / LEFT_OUT_FILE, left_out_rows(curated.left_out), LEFT_OUT)
-        files[path.name] = _seal(path, len(curated.left_out))
+        written = _write(tables_of_left_out(curated.left_out), unfinished / LEFT_OUT_FILE)
+        files[LEFT_OUT_FILE] = _seal(unfinished / LEFT_OUT_FILE, written)
     _sync_folder(unfinished)
     # The same id means the same bytes, so whoever finished first is right.
     if folder.exists():
@@ -138,10 +138,19 @@ def _write_files(
     return files
 
 
-def _write_parquet(path: Path, rows: list[dict[str, Any]], schema: pa.Schema) -> Path:
-    table = pa.Table.from_pylist(rows, schema=schema)
-    pq.write_table(table, path, compression="zstd", row_group_size=ROWS_PER_GROUP)
-    return path
+def _write(tables: Iterator[pa.Table], parquet: Path, jsonl: Path | None = None) -> int:
+    """Each table as a row group, and its rows as lines; returns how many rows there were."""
+    rows = 0
+    with ExitStack() as closing:
+        lines = closing.enter_context(jsonl.open("wb")) if jsonl else None
+        first = next(tables)
+        writer = closing.enter_context(pq.ParquetWriter(parquet, first.schema, compression="zstd"))
+        for table in chain([first], tables):
+            writer.write_table(table, row_group_size=len(table))
+            if lines:
+                pl.DataFrame(table).write_ndjson(lines)
+            rows += len(table)
+    return rows
 
 
 def _seal(path: Path, rows: int) -> dict[str, Any]:

@@ -29,6 +29,7 @@ from service.store.datasets import Datasets
 from service.store.duck import Duck
 from service.store.groups import Groups
 from service.store.jobs import Jobs
+from service.store.judged import Judged
 from service.store.policies import Policies, PolicyVersion
 from service.store.prompts import Prompts
 from service.store.reports import Reports
@@ -54,6 +55,7 @@ class Store:
     policies: Policies
     runs: Runs
     groups: Groups
+    judged: Judged
     verdicts: Verdicts
     jobs: Jobs
     datasets: Datasets
@@ -68,6 +70,7 @@ class Store:
             Policies(duck),
             Runs(duck),
             Groups(duck),
+            Judged(duck),
             Verdicts(duck),
             Jobs(duck),
             Datasets(duck),

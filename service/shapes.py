@@ -1,20 +1,25 @@
 """What the rows of a frozen dataset hold, for each shape: TRL's own columns first, lineage behind them.
 
-TRL ignores columns that it does not know.
+- TRL ignores columns that it does not know.
+- Rows are made a part at a time, with the texts of that part only.
 """
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
-from curation.curate import LeftOut, advantages_of
-from curation.recipe import Recipe, Shape
-from curation.records import Group, GroupKind, Pair, Picked, Row, kind_of
+from curation.curate import LeftOut
+from curation.judged import Row
+from curation.recipe import Shape
+from curation.records import GroupKind, kind_of
+from service.store.judged import Judged
 
 Columns = dict[str, Any]
-Temperatures = dict[str, float | None]
+ROWS_PER_PART = 10_000
+"""What a writer holds at once, and, as a row group of the file, a reader."""
 
 LINEAGE = [
     ("prompt_id", pa.string()),
@@ -87,121 +92,118 @@ LEFT_OUT = pa.schema(
 """What gave no row, or was left out again."""
 
 
-def rows_in(rows: Sequence[Row], recipe: Recipe) -> int:
-    """How many rows `rows_of` makes."""
-    return len({row.group.prompt.id for row in rows}) if recipe.shape is Shape.PROMPTS else len(rows)
+def count(rows: Sequence[Row], shape: Shape) -> int:
+    """How many rows `tables_of` makes."""
+    return len({row.origin.prompt_id for row in rows}) if shape is Shape.PROMPTS else len(rows)
 
 
-def rows_of(rows: Sequence[Row], temperatures: Temperatures, recipe: Recipe) -> list[Columns]:
-    """As the columns of the recipe's shape have them, in the same order."""
-    if recipe.shape is Shape.PROMPTS:
-        by_prompt = groupby(rows, key=lambda row: row.group.prompt.id)
-        return [_prompt(list(of_prompt)) for _, of_prompt in by_prompt]
-    make = _MAKE[recipe.shape]
-    made = (make(row, recipe) | _lineage(row.group, temperatures) for row in rows)
-    return [{name: columns[name] for name in COLUMNS[recipe.shape].names} for columns in made]
+def tables_of(rows: Sequence[Row], shape: Shape, judged: Judged) -> Iterator[pa.Table]:
+    """The rows in their order, as the columns of the shape have them, in parts."""
+    if shape is Shape.PROMPTS:
+        yield from _tables_of_prompts(rows, judged)
+        return
+    prompts = judged.prompts([row.origin.prompt_id for row in rows])
+    texts = judged.texts(rows, with_tokens=shape is Shape.GROUPS)
+    for start in range(0, len(rows), ROWS_PER_PART):
+        part = rows[start : start + ROWS_PER_PART]
+        said = texts.take(sum(len(row.indices) for row in part))
+        columns = {"prompt": prompts.take(len(part))["text"]} | _own(part, shape, said) | _lineage(part)
+        yield _table(columns, COLUMNS[shape])
 
 
-def _pair(pair: Pair, recipe: Recipe) -> Columns:
-    group = pair.group
-    chosen, rejected = group.rollouts_G[pair.chosen], group.rollouts_G[pair.rejected]
-    return {
-        "prompt": group.prompt.text,
-        "chosen": chosen.text,
-        "rejected": rejected.text,
-        "margin": pair.margin,
-        "chosen_reward": chosen.reward,
-        "rejected_reward": rejected.reward,
-        "chosen_tokens": len(chosen.completion.token_ids_T) or None,
-        "rejected_tokens": len(rejected.completion.token_ids_T) or None,
-        "chosen_index": pair.chosen,
-        "rejected_index": pair.rejected,
-    }
-
-
-def _labelled(row: Picked, recipe: Recipe) -> Columns:
-    right = _right(row, recipe)
-    return right | {"label": right["reward"] >= 1.0}
-
-
-def _right(row: Picked, recipe: Recipe) -> Columns:
-    [index] = row.indices
-    rollout = row.group.rollouts_G[index]
-    return {
-        "prompt": row.group.prompt.text,
-        "completion": rollout.text,
-        "reward": rollout.reward,
-        "tokens": len(rollout.completion.token_ids_T) or None,
-        "index": index,
-        "pass_rate": _mean(row.group.rewards_G),
-    }
-
-
-def _group(row: Picked, recipe: Recipe) -> Columns:
-    kept = [row.group.rollouts_G[index] for index in row.indices]
-    return {
-        "prompt": row.group.prompt.text,
-        "completions": [rollout.text for rollout in kept],
-        "rewards": [rollout.reward for rollout in kept],
-        "advantages": advantages_of(row, recipe),
-        "token_ids": [list(rollout.completion.token_ids_T) for rollout in kept],
-        "logprobs": [list(rollout.completion.logprobs_T) for rollout in kept],
-        "indices": list(row.indices),
-    }
-
-
-_MAKE: dict[Shape, Callable[[Any, Recipe], Columns]] = {
-    Shape.PAIRS: _pair,
-    Shape.LABELLED: _labelled,
-    Shape.RIGHT: _right,
-    Shape.GROUPS: _group,
-}
-
-
-def _prompt(rows: list[Row]) -> Columns:
-    prompt = rows[0].group.prompt
-    groups = [[row.group.rollouts_G[i].reward or 0.0 for i in row.indices] for row in rows]
-    rewards = [reward for rewards_G in groups for reward in rewards_G]
-    return {
-        "prompt": prompt.text,
-        "reference": prompt.reference,
-        "verifier": prompt.verifier,
-        "pass_rate": _mean(rewards),
-        "groups": len(groups),
-        "informative": sum(kind_of(rewards_G) is GroupKind.INFORMATIVE for rewards_G in groups),
-        "rollouts": len(rewards),
-        "prompt_id": prompt.id,
-    }
-
-
-def left_out_rows(left_out: Iterable[LeftOut]) -> list[Columns]:
-    return [
-        {
-            "reason": one.reason.value,
-            "detail": one.detail,
-            "indices": list(one.indices),
-            "prompt_id": one.group.prompt.id,
-            "group_id": one.group.id,
-            "run": one.group.run,
-            "visit": one.group.visit,
-            "policy_version": one.group.policy_version,
+def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
+    for start in range(0, len(left_out), ROWS_PER_PART):
+        part = left_out[start : start + ROWS_PER_PART]
+        columns: Columns = {
+            "reason": [one.reason.value for one in part],
+            "detail": [one.detail for one in part],
+            "indices": [list(one.indices) for one in part],
         }
-        for one in left_out
-    ]
+        for name in ("prompt_id", "group_id", "run", "visit", "policy_version"):
+            columns[name] = [getattr(one.origin, name) for one in part]
+        yield _table(columns, LEFT_OUT)
 
 
-def _lineage(group: Group, temperatures: Temperatures) -> Columns:
+def _tables_of_prompts(rows: Sequence[Row], judged: Judged) -> Iterator[pa.Table]:
+    by_prompt = [list(of_prompt) for _, of_prompt in groupby(rows, key=lambda row: row.origin.prompt_id)]
+    prompts = judged.prompts([groups[0].origin.prompt_id for groups in by_prompt])
+    for start in range(0, len(by_prompt), ROWS_PER_PART):
+        part = by_prompt[start : start + ROWS_PER_PART]
+        known = prompts.take(len(part))
+        columns: Columns = {
+            "prompt": known["text"],
+            "reference": known["reference"],
+            "verifier": known["verifier"],
+            "pass_rate": [_mean([reward for group in groups for reward in group.rewards]) for groups in part],
+            "groups": [len(groups) for groups in part],
+            "informative": [sum(kind_of(g.rewards) is GroupKind.INFORMATIVE for g in groups) for groups in part],
+            "rollouts": [sum(len(group.indices) for group in groups) for groups in part],
+            "prompt_id": [groups[0].origin.prompt_id for groups in part],
+        }
+        yield _table(columns, COLUMNS[Shape.PROMPTS])
+
+
+def _own(rows: Sequence[Row], shape: Shape, said: pa.Table) -> Columns:
+    """The columns of a shape, without prompt and lineage; `said` holds the texts of all rollouts of the rows."""
+    match shape:
+        case Shape.PAIRS:
+            return _pairs(rows, said["text"])
+        case Shape.LABELLED:
+            return _singles(rows, said["text"]) | {"label": [row.rewards[0] >= 1.0 for row in rows]}
+        case Shape.RIGHT:
+            return _singles(rows, said["text"])
+        case Shape.GROUPS:
+            return _groups(rows, said)
+        case _:
+            raise ValueError(f"rows of shape {shape} have no texts of rollouts")
+
+
+def _pairs(rows: Sequence[Row], texts: pa.ChunkedArray) -> Columns:
+    columns: Columns = {"margin": [row.rewards[0] - row.rewards[1] for row in rows]}
+    for place, side in enumerate(("chosen", "rejected")):
+        columns |= {
+            side: texts.take(pa.array(np.arange(place, 2 * len(rows), 2))),
+            f"{side}_reward": [row.rewards[place] for row in rows],
+            f"{side}_tokens": [row.tokens[place] or None for row in rows],
+            f"{side}_index": [row.indices[place] for row in rows],
+        }
+    return columns
+
+
+def _singles(rows: Sequence[Row], texts: pa.ChunkedArray) -> Columns:
     return {
-        "prompt_id": group.prompt.id,
-        "group_id": group.id,
-        "run": group.run,
-        "visit": group.visit,
-        "policy_version": group.policy_version,
-        "temperature": temperatures[group.id],
-        "verifier": group.rollouts_G[0].verdict.verifier,
+        "completion": texts,
+        "reward": [row.rewards[0] for row in rows],
+        "tokens": [row.tokens[0] or None for row in rows],
+        "index": [row.indices[0] for row in rows],
+        "pass_rate": [row.pass_rate for row in rows],
     }
 
 
-def _mean(rewards: Iterable[float]) -> float:
-    rewards = list(rewards)
+def _groups(rows: Sequence[Row], said: pa.Table) -> Columns:
+    ends = np.cumsum([0, *(len(row.indices) for row in rows)], dtype=np.int32)
+    of_group = {name: pa.ListArray.from_arrays(ends, said[name].combine_chunks()) for name in said.column_names}
+    return {
+        "completions": of_group["text"],
+        "rewards": [row.rewards for row in rows],
+        "advantages": [row.advantages for row in rows],
+        "token_ids": of_group["token_ids"],
+        "logprobs": of_group["logprobs"],
+        "indices": [row.indices for row in rows],
+    }
+
+
+def _lineage(rows: Sequence[Row]) -> Columns:
+    return {name: [getattr(row.origin, name) for row in rows] for name, _ in LINEAGE}
+
+
+def _table(columns: Columns, schema: pa.Schema) -> pa.Table:
+    def as_told(field: pa.Field) -> pa.Array:
+        values = columns[field.name]
+        return pa.array(values, field.type) if isinstance(values, list) else values.cast(field.type)
+
+    return pa.table([as_told(field) for field in schema], schema=schema)
+
+
+def _mean(rewards: Sequence[float]) -> float:
     return sum(rewards) / len(rewards)

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from curation.judged import JudgedGroup, Origin
 from curation.keys import digest, prompt_id
 from curation.records import Completion, FinishReason, Group, Outcome, Prompt, Rollout, Verdict
 
@@ -30,3 +31,19 @@ def a_group(
     prompt = prompt or a_prompt()
     rollouts_G = tuple(r if isinstance(r, Rollout) else a_rollout(r, f"text-{i}") for i, r in enumerate(rewards))
     return Group("g_" + digest(run, prompt.id, visit), run, prompt, visit, policy_version, rollouts_G)
+
+
+def judged(group: Group) -> JudgedGroup:
+    """As curation reads it, texts measured."""
+    verifier = group.rollouts_G[0].verdict.verifier if group.rollouts_G else "math@1"
+    texts_G = [rollout.text for rollout in group.rollouts_G]
+    return JudgedGroup(
+        Origin(group.prompt.id, group.run, group.visit, group.id, group.policy_version, verifier),
+        [rollout.reward for rollout in group.rollouts_G],
+        [rollout.verdict.outcome for rollout in group.rollouts_G],
+        [rollout.truncated for rollout in group.rollouts_G],
+        [len(rollout.completion.token_ids_T) for rollout in group.rollouts_G],
+        [len(text) for text in texts_G],
+        [len(text.encode()) for text in texts_G],
+        [digest(group.prompt.text, text) for text in texts_G],
+    )

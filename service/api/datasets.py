@@ -30,6 +30,7 @@ async def freeze_dataset(body: DatasetIn, parts: PartsDep) -> DatasetOut:
         body.recipe,
         root=parts.dataset_root,
         groups=parts.store.groups,
+        judged=parts.store.judged,
         prompts=parts.store.prompts,
         runs=parts.store.runs,
         datasets=parts.store.datasets,
@@ -80,7 +81,7 @@ async def explain_prompt(
     if prompt_id is None:
         prompt_id = (await parts.store.groups.get(str(group_id)))[0]["prompt_id"]
     folder = parts.dataset_root / dataset.dataset_id
-    return await explain(dataset, str(prompt_id), folder=folder, groups=parts.store.groups, prompts=parts.store.prompts)
+    return await explain(dataset, str(prompt_id), folder=folder, judged=parts.store.judged, prompts=parts.store.prompts)
 
 
 @router.head("/{name}@{version}/{file}", include_in_schema=False)

@@ -1,8 +1,9 @@
 """/v1/runs"""
 
+import asyncio
+
 from fastapi import APIRouter, Response
 
-from curation.informativeness import summarize
 from service.api.routes import IdempotencyKey, PartsDep, job_name
 from service.api.wire import JobOut, RunOut, spelled_verifier
 from service.harvest import RolloutsRequest, check
@@ -40,7 +41,7 @@ async def get_run(run: str, parts: PartsDep) -> RunOut:
     return RunOut(
         config=config,
         funnel=await groups.funnel(run=run),
-        informativeness=summarize(await groups.rewards([run])),
+        informativeness=await asyncio.to_thread(parts.store.judged.informativeness, [run], await groups.watermark()),
         epochs=await groups.epochs(run),
     )
 

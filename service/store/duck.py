@@ -12,7 +12,7 @@ import math
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
@@ -33,6 +33,8 @@ MOST_PER_COMMIT = 256
 COMMIT_SECONDS = 1.0
 """Between two commits of patient writes."""
 READERS = 4
+ROWS_PER_BATCH = 65_536
+"""Of a scan."""
 
 
 class Locked(StoreFailed):
@@ -113,6 +115,22 @@ class Duck:
     async def read(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """All rows of a query, committed data only."""
         return await asyncio.to_thread(self._read, sql, parameters)
+
+    def scan(
+        self, sql: str, parameters: Parameters = (), tables: Mapping[str, pa.Table] | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """A query's answer bit by bit, for answers that need not fit in memory; `tables` are known to it by name.
+
+        Blocks, so it belongs into a thread; it has a cursor of its own and keeps no other reader waiting.
+        """
+        cursor = self._connection.cursor()
+        try:
+            with stage(StoreFailed, "reading"):
+                for name, table in (tables or {}).items():
+                    cursor.register(name, table)
+                yield from cursor.execute(sql, parameters).to_arrow_reader(ROWS_PER_BATCH)
+        finally:
+            cursor.close()
 
     def close(self) -> None:
         """Commits what waits, then closes; a second call does nothing."""

@@ -4,7 +4,6 @@
 - A group and all its rollouts are one commit.
 """
 
-import asyncio
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -160,13 +159,6 @@ class Groups:
         )
         return int(row["seq"])
 
-    async def rewards(self, runs: Sequence[str]) -> list[tuple[float, ...]]:
-        """Rewards of every group of the runs."""
-        rows = await self._duck.read(
-            "select rewards from judged_groups where list_contains(?, run) order by seq", [list(runs)]
-        )
-        return [tuple(row["rewards"]) for row in rows]
-
     async def recorded(self, run: str) -> dict[str, list[Then]]:
         """The scored groups of each prompt of a run, in the order of their visits."""
         rows = await self._duck.read(
@@ -189,15 +181,6 @@ class Groups:
             {"run": run, "others": list(others)},
         )
         return [(row["prompt_id"], tuple(row["rewards"])) for row in rows]
-
-    async def for_curation(
-        self, runs: Sequence[str], watermark: int, verifier: str | None = None, prompt_id: str | None = None
-    ) -> list[tuple[Group, float | None]]:
-        """The groups whose text is kept, with the temperature they were sampled at, up to the watermark. They carry
-        their newest verdicts; with the label of a verifier, those where they have them. One prompt only, if named."""
-        scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
-        rows = await self._duck.read(CURATION, scope)
-        return await asyncio.to_thread(lambda: [(group_of(row), row["temperature"]) for row in rows])
 
     async def existing(self, group_ids: Sequence[str]) -> set[str]:
         rows = await self._duck.read("select group_id from groups where list_contains(?, group_id)", [list(group_ids)])
@@ -249,21 +232,6 @@ list({text: text, token_ids: token_ids, logprobs: logprobs, finish_reason: finis
      verifier: verifier, detail: detail} order by idx)
 """
 """The rollouts of a group as one value: what `group_of` takes."""
-
-CURATION = f"""
-select g.group_id, g.run, g.visit, g.policy_version, g.temperature,
-       p.prompt_id, p.text, p.reference, p.verifier, p.metadata, r.rollouts, s.verdicts
-from groups g
-join prompts p using (prompt_id)
-join (select group_id, {MEMBERS} as rollouts
-      from rollouts where text is not null group by group_id) r using (group_id)
-left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
-           where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
-           group by group_id) s
-  on s.group_id = g.group_id and ($verifier is null or r.rollouts[1].verifier != $verifier)
-where g.seq <= $watermark and list_contains($runs, g.run) and ($prompt_id is null or g.prompt_id = $prompt_id)
-order by g.seq
-"""
 
 
 def add_visits(tx: Transaction, visits: Sequence[PlannedVisit], now: datetime) -> None:

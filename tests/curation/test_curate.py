@@ -1,10 +1,13 @@
 from collections import Counter
+from collections.abc import Iterable
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from curation.curate import Curated, Dropped, Split, curate, down_sample, eligible, pairs_of, split_of
+from curation import curate as curation
+from curation.curate import Curated, Dropped, Split, down_sample, split_of
+from curation.judged import Row
 from curation.keys import digest
 from curation.pairs import Scored, all_right_with_wrong
 from curation.recipe import (
@@ -23,9 +26,27 @@ from curation.recipe import (
     RandomSubset,
     Recipe,
 )
-from curation.records import Group, Outcome, Pair
-from tests.builders import a_group, a_prompt, a_rollout
+from curation.records import Group, Outcome, Rollout
+from tests.builders import a_group, a_prompt, a_rollout, judged
 from tests.curation.strategies import group_lists, recipes, rollouts
+
+
+def curate(groups: Iterable[Group], recipe: Recipe) -> Curated:
+    return curation.curate(map(judged, groups), recipe)
+
+
+def eligible(group: Group, recipe: Recipe) -> list[Scored]:
+    return curation.eligible(judged(group), recipe)
+
+
+def of_group(group: Group, recipe: Recipe) -> list[Row] | Dropped:
+    return curation.of_group(judged(group), recipe)
+
+
+def members(row: Row, groups: Iterable[Group]) -> list[Rollout]:
+    [group] = (group for group in groups if group.id == row.origin.group_id)
+    return [group.rollouts_G[index] for index in row.indices]
+
 
 groups = st.lists(rollouts, max_size=10).map(lambda drawn: a_group(*drawn))
 
@@ -41,8 +62,8 @@ def a_recipe(pairs: PairRule | None = None, down_sampling: DownSampling | None =
     )
 
 
-def rows(pairs: list[Pair]) -> list[tuple[str, int, int]]:
-    return [(pair.group.id, pair.chosen, pair.rejected) for pair in pairs]
+def rows(pairs: list[Row]) -> list[tuple[str, int, int]]:
+    return [(pair.origin.group_id, *pair.indices) for pair in pairs]
 
 
 def unlimited(recipe: Recipe) -> Recipe:
@@ -62,7 +83,7 @@ def test_the_order_in_which_groups_come_does_not_matter(
 def test_rows_come_in_the_order_of_prompt_run_and_visit(history: list[Group], recipe: Recipe) -> None:
     found = curate(history, recipe).rows
 
-    places = [(p.group.prompt.id, p.group.run, p.group.visit, p.chosen, p.rejected) for p in found]
+    places = [(*p.origin[:3], *p.indices) for p in found]
     assert places == sorted(set(places))
 
 
@@ -71,12 +92,10 @@ def test_a_pair_has_two_scored_sides_that_differ_by_the_margin(history: list[Gro
     found = curate(history, recipe).rows
 
     for pair in found:
-        chosen, rejected = pair.group.rollouts_G[pair.chosen], pair.group.rollouts_G[pair.rejected]
-        assert chosen.reward is not None
-        assert rejected.reward is not None
-        assert pair.margin == chosen.reward - rejected.reward
-        assert pair.margin > 0
-        assert pair.margin >= recipe.pairs.margin
+        chosen, rejected = members(pair, history)
+        assert (chosen.reward, rejected.reward) == pair.rewards
+        assert pair.rewards[0] > pair.rewards[1]
+        assert pair.rewards[0] - pair.rewards[1] >= recipe.pairs.margin
 
 
 @given(group_lists(), recipes)
@@ -84,7 +103,7 @@ def test_a_pair_uses_no_rollout_that_the_recipe_leaves_out(history: list[Group],
     found = curate(history, recipe).rows
 
     for pair in found:
-        for rollout in (pair.group.rollouts_G[pair.chosen], pair.group.rollouts_G[pair.rejected]):
+        for rollout in members(pair, history):
             assert rollout.verdict.outcome in {Outcome.SCORED, Outcome.NO_ANSWER}
             assert recipe.truncated or not rollout.truncated
             assert recipe.no_answer_is_wrong or rollout.verdict.outcome is not Outcome.NO_ANSWER
@@ -94,22 +113,22 @@ def test_a_pair_uses_no_rollout_that_the_recipe_leaves_out(history: list[Group],
 def test_every_group_gives_pairs_or_is_counted_as_dropped(history: list[Group], recipe: Recipe) -> None:
     curated = curate(history, unlimited(recipe))
 
-    with_pairs = {pair.group.id for pair in curated.rows}
+    with_pairs = {pair.origin.group_id for pair in curated.rows}
     assert curated.groups == len(history)
     assert curated.groups == len(with_pairs) + curated.dropped.total()
     assert not curated.cut
     for group in history:
-        assert isinstance(pairs_of(group, recipe), Dropped) == (group.id not in with_pairs)
+        assert isinstance(of_group(group, recipe), Dropped) == (group.id not in with_pairs)
 
 
 @given(group_lists(), recipes)
 def test_the_pairs_of_a_group_do_not_depend_on_the_other_groups(history: list[Group], recipe: Recipe) -> None:
     together = curate(history, unlimited(recipe))
 
-    alone: list[Pair] = []
+    alone: list[Row] = []
     dropped: Counter[Dropped] = Counter()
     for group in sorted(history, key=lambda g: (g.prompt.id, g.run, g.visit)):
-        result = pairs_of(group, recipe)
+        result = of_group(group, recipe)
         if isinstance(result, Dropped):
             dropped[result] += 1
         else:
@@ -140,7 +159,7 @@ def test_the_limit_favours_no_place_in_the_history() -> None:
 
     kept = curate(history, a_recipe(max_pairs=100)).rows
 
-    places = [sorted(g.prompt.id for g in history).index(pair.group.prompt.id) for pair in kept]
+    places = [sorted(g.prompt.id for g in history).index(pair.origin.prompt_id) for pair in kept]
     quarters = Counter(place // 100 for place in places)
     assert all(10 <= quarters[quarter] <= 40 for quarter in range(4))
 
@@ -153,11 +172,11 @@ def test_down_sampled_pairs_use_only_rollouts_that_are_kept(group: Group, recipe
 
     keep = len(scored_G) if isinstance(recipe.down_sampling, KeepAll) else recipe.down_sampling.keep
     indices = {scored.slot for scored in kept_G}
-    result = pairs_of(group, recipe)
+    result = of_group(group, recipe)
     pairs = [] if isinstance(result, Dropped) else result
     assert len(kept_G) == len(indices) == min(keep, len(scored_G))
     assert kept_G == [scored for scored in scored_G if scored in kept_G]
-    assert all({pair.chosen, pair.rejected} <= indices for pair in pairs)
+    assert all(set(pair.indices) <= indices for pair in pairs)
 
 
 @given(groups, recipes)
@@ -173,9 +192,9 @@ def test_with_nothing_left_out_every_right_and_wrong_one_becomes_a_pair(group: G
     recipe = a_recipe(AllRightWithWrong(), truncated=True)
     scored_G = [Scored(i, r.reward) for i, r in enumerate(group.rollouts_G) if r.reward is not None]
 
-    result = pairs_of(group, recipe)
+    result = of_group(group, recipe)
 
-    found = [] if isinstance(result, Dropped) else [(pair.chosen, pair.rejected) for pair in result]
+    found = [] if isinstance(result, Dropped) else [pair.indices for pair in result]
     assert found == all_right_with_wrong(scored_G)
 
 
@@ -247,7 +266,7 @@ def test_no_prompt_is_in_both_splits(texts: list[str], recipe: Recipe) -> None:
     found = curate(history, taken).rows
 
     prompts = {
-        split: {p.group.prompt.id for p in found if split_of(p.group.prompt.id, taken) is split} for split in Split
+        split: {p.origin.prompt_id for p in found if split_of(p.origin.prompt_id, taken) is split} for split in Split
     }
     assert prompts[Split.TRAIN].isdisjoint(prompts[Split.TEST])
     assert len(prompts[Split.TRAIN] | prompts[Split.TEST]) == len(texts)
@@ -334,7 +353,7 @@ building stays here: raise RULES and add a line, never change one."""
 
 def test_other_rows_for_the_same_recipe_need_another_revision_of_the_rules() -> None:
     datasets = [
-        [(*row, split_of(pair.group.prompt.id, recipe)) for row, pair in zip(rows(found), found, strict=True)]
+        [(*row, split_of(pair.origin.prompt_id, recipe)) for row, pair in zip(rows(found), found, strict=True)]
         for recipe in A_SHELF
         for found in [curate(A_HISTORY, recipe.model_copy(update={"test_share": 0.5})).rows]
     ]

@@ -1,19 +1,22 @@
 """What a recipe leaves out after its rule: everything is kept or counted, and a draw depends on its row alone."""
 
 from collections import Counter
+from collections.abc import Collection
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation import curate as curation
 from curation.contamination import Forbidden, runs_of_words
-from curation.curate import Curated, Dropped, advantages_of, curate
+from curation.curate import Curated, Dropped
 from curation.cuts import Cut, cut, tenth_of
+from curation.judged import Row
 from curation.pods import advantages
 from curation.recipe import AllRightWithWrong, MaxReward, MaxVariance, Recipe, Shape
-from curation.records import Completion, Group, Picked, Rollout, Row
-from tests.builders import a_group, a_prompt, a_rollout
+from curation.records import Completion, Group, Rollout
+from tests.builders import a_group, a_prompt, a_rollout, judged
 from tests.curation.strategies import group_lists, recipes
 
 limits = st.fixed_dictionaries(
@@ -29,12 +32,16 @@ limits = st.fixed_dictionaries(
 )
 
 
+def curate(groups: list[Group], recipe: Recipe, contaminated: Collection[str] = ()) -> Curated:
+    return curation.curate(map(judged, groups), recipe, contaminated)
+
+
 def curated(history: list[Group], **fields: Any) -> Curated:
     return curate(history, Recipe(runs=("run",), pairs=AllRightWithWrong(), **fields))
 
 
 def names(rows: list[Row]) -> list[tuple[str, tuple[int, ...]]]:
-    return [(row.group.id, row.indices) for row in rows]
+    return [(row.origin.group_id, row.indices) for row in rows]
 
 
 @given(group_lists(), recipes, limits, st.sampled_from(Shape))
@@ -48,7 +55,7 @@ def test_every_row_is_kept_or_counted_and_every_group_gives_rows_or_is_counted(
     assert len(some.rows) + some.cut.total() == len(every.rows)
     assert [row for row in names(every.rows) if row in names(some.rows)] == names(some.rows)
     assert some.dropped == every.dropped
-    assert len({row.group.id for row in every.rows}) + every.dropped.total() == len(history)
+    assert len({row.origin.group_id for row in every.rows}) + every.dropped.total() == len(history)
 
 
 @given(group_lists(), recipes, limits)
@@ -56,14 +63,16 @@ def test_what_is_kept_obeys_every_limit(history: list[Group], recipe: Recipe, li
     recipe = recipe.model_copy(update=limits)
     rows = curate(history, recipe).rows
 
-    texts = [[row.group.rollouts_G[i].text for i in row.indices] for row in rows]
+    by_id = {group.id: group for group in history}
+    groups = [by_id[row.origin.group_id] for row in rows]
+    texts = [[group.rollouts_G[i].text for i in row.indices] for group, row in zip(groups, rows, strict=True)]
     assert all(len(t) <= (recipe.max_tokens or 10**9) for sides in texts for t in sides)
     ratio = recipe.max_length_ratio or 10**9
     assert all(max(map(len, sides)) <= ratio * max(1, min(map(len, sides))) for sides in texts)
-    assert max(Counter(row.group.prompt.id for row in rows).values(), default=0) <= (recipe.per_prompt or 10**9)
-    assert max(Counter(tenth_of(row.group) for row in rows).values(), default=0) <= (recipe.per_difficulty or 10**9)
+    assert max(Counter(row.origin.prompt_id for row in rows).values(), default=0) <= (recipe.per_prompt or 10**9)
+    assert max(Counter(tenth_of(row) for row in rows).values(), default=0) <= (recipe.per_difficulty or 10**9)
     if recipe.unique:
-        known = [(row.group.prompt.text, *sides) for row, sides in zip(rows, texts, strict=True)]
+        known = [(group.prompt.text, *sides) for group, sides in zip(groups, texts, strict=True)]
         assert len(set(known)) == len(known)
 
 
@@ -112,7 +121,7 @@ def test_the_limit_favours_no_prompt_that_a_limit_before_it_thinned_out() -> Non
 
     kept = curated([*crowded, *single], per_prompt=1, max_pairs=60).rows
 
-    assert 15 <= sum(row.group.prompt.text.startswith("crowded") for row in kept) <= 45
+    assert 15 <= sum(row.origin.prompt_id in {group.prompt.id for group in crowded} for row in kept) <= 45
 
 
 # ---- shapes
@@ -157,9 +166,8 @@ def test_advantages_are_measured_against_the_kept_or_against_all(over: str) -> N
 
     [row] = curate([group], recipe).rows
 
-    assert isinstance(row, Picked)
     expected = {"kept": [0.865875, -0.865875], "all": [1.619835, -0.539945]}[over]
-    assert sorted(set(advantages_of(row, recipe)), reverse=True) == pytest.approx(expected, abs=1e-6)
+    assert sorted(set(row.advantages), reverse=True) == pytest.approx(expected, abs=1e-6)
     assert advantages([1.0, 1.0, 0.0, 0.0])[0] == pytest.approx(0.865875, abs=1e-6)
 
 
@@ -184,9 +192,11 @@ def test_a_prompt_that_shares_a_run_of_words_is_left_out_and_counted() -> None:
     history = [a_group(1.0, 0.0, prompt=a_prompt(text)) for text in ("How many eggs does Janet sell?", "2 + 2?")]
     forbidden = Forbidden(["Tell me: how many EGGS, does janet sell today"], 5)
 
-    found = curate(history, Recipe(runs=("run",)), forbidden.is_in)
+    contaminated = {group.prompt.id for group in history if forbidden.is_in(group.prompt.text)}
 
-    assert [row.group.prompt.text for row in found.rows] == ["2 + 2?"]
+    found = curate(history, Recipe(runs=("run",)), contaminated)
+
+    assert [row.origin.prompt_id for row in found.rows] == [a_prompt("2 + 2?").id]
     assert found.dropped == {Dropped.CONTAMINATED: 1}
 
 

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation.informativeness import (
+    Informativeness,
     expected_pairs,
     mixed_probability,
     outcome_entropy,
@@ -18,6 +19,12 @@ from curation.records import GroupKind
 EASY, HARD, INFORMATIVE, UNSCORED = GroupKind.EASY, GroupKind.HARD, GroupKind.INFORMATIVE, GroupKind.UNSCORED
 
 pass_rates = st.floats(0, 1)
+
+
+def summary_of(rewards_PG: list[list[float]]) -> Informativeness:
+    return summarize([reward for rewards_G in rewards_PG for reward in rewards_G], [len(g) for g in rewards_PG])
+
+
 rewards_of_groups = st.lists(st.lists(st.sampled_from([0.0, 0.1, 0.5, 1.0]), max_size=6), max_size=12)
 
 
@@ -107,7 +114,7 @@ def test_a_hard_group_after_an_easy_one_is_wasted_again() -> None:
 
 @given(rewards_of_groups)
 def test_a_summary_counts_every_group_once(rewards_PG: list[list[float]]) -> None:
-    found = summarize(rewards_PG)
+    found = summary_of(rewards_PG)
 
     assert found.groups == len(rewards_PG)
     assert found.groups == found.informative + found.easy + found.hard + found.unscored
@@ -119,7 +126,7 @@ def test_a_summary_counts_every_group_once(rewards_PG: list[list[float]]) -> Non
 
 @given(rewards_of_groups.filter(any))
 def test_means_of_a_summary_are_over_the_scored_groups(rewards_PG: list[list[float]]) -> None:
-    found = summarize(rewards_PG)
+    found = summary_of(rewards_PG)
 
     scored = [rewards_G for rewards_G in rewards_PG if rewards_G]
     rates = [fmean(rewards_G) for rewards_G in scored]
@@ -135,24 +142,24 @@ def test_a_summary_does_not_depend_on_the_order_of_groups_and_rollouts(
 ) -> None:
     shuffled = [data.draw(st.permutations(rewards_G)) for rewards_G in data.draw(st.permutations(rewards_PG))]
 
-    assert summarize(shuffled) == summarize(rewards_PG)
+    assert summary_of(shuffled) == summary_of(rewards_PG)
 
 
 def test_every_pass_rate_falls_into_the_bin_of_its_tenth() -> None:
     for size in range(1, 65):
         for right in range(size + 1):
-            histogram = summarize([[1.0] * right + [0.0] * (size - right)]).pass_rate_histogram
+            histogram = summary_of([[1.0] * right + [0.0] * (size - right)]).pass_rate_histogram
 
             assert histogram.index(1) == min(10 * right // size, 9)
 
 
 @pytest.mark.parametrize(("right", "share"), [(0, 0.0), (1, 1.0), (4, 1.0), (5, 0.0)])
 def test_both_ends_of_the_goldilocks_band_belong_to_it(right: int, share: float) -> None:
-    assert summarize([[1.0] * right + [0.0] * (5 - right)]).goldilocks_share == share
+    assert summary_of([[1.0] * right + [0.0] * (5 - right)]).goldilocks_share == share
 
 
 def test_nothing_to_summarize_is_all_zeros() -> None:
-    found = summarize([])
+    found = summary_of([])
 
     assert (found.groups, found.mean_reward, found.outcome_entropy) == (0, 0.0, 0.0)
     assert found.pass_rate_histogram == (0,) * 10

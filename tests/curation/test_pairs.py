@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation.judged import row_of
 from curation.pairs import (
     IndexPair,
     Scored,
@@ -19,8 +20,7 @@ from curation.pairs import (
     right,
     wrong,
 )
-from curation.records import Pair
-from tests.builders import a_group, a_prompt
+from tests.builders import a_group, a_prompt, judged
 
 Rule = Callable[[list[Scored]], list[IndexPair]]
 
@@ -140,31 +140,20 @@ def test_best_with_worst_is_the_earliest_pair_of_the_widest_gap_if_it_reaches_th
     assert found == (earliest if widest > 0 and widest >= margin else [])
 
 
-@given(rewards)
-def test_the_margin_of_a_pair_is_the_gap_of_its_rewards(drawn: list[float | None]) -> None:
-    group = a_group(*drawn)
-
-    pairs = [Pair(group, *pair) for pair in best_with_worst(scored(*drawn))]
-
-    assert all(pair.margin == max(group.rewards_G) - min(group.rewards_G) > 0 for pair in pairs)
-
-
-@pytest.mark.parametrize(("chosen", "rejected"), [(0, 1), (1, 0)])
-def test_a_pair_with_an_unscored_side_has_no_margin(chosen: int, rejected: int) -> None:
-    pair = Pair(a_group(1.0, None), chosen, rejected)
-
-    with pytest.raises(ValueError, match="two scored rollouts"):
-        assert pair.margin
+@pytest.mark.parametrize("indices", [(0, 1), (1, 0)])
+def test_a_row_with_an_unscored_side_is_refused(indices: tuple[int, int]) -> None:
+    with pytest.raises(ValueError, match="scored rollouts"):
+        row_of(judged(a_group(1.0, None)), indices)
 
 
 @pytest.mark.parametrize("version", [pytest.param(150, id="3.5-provenance")])
-def test_a_pair_tells_its_prompt_its_policy_and_its_verifier(version: int) -> None:
+def test_a_row_tells_its_prompt_its_policy_and_its_verifier(version: int) -> None:
     prompt = a_prompt("3 + 3?", "6")
 
-    pair = Pair(a_group(0.0, 1.0, prompt=prompt, policy_version=version), 1, 0)
+    row = row_of(judged(a_group(0.0, 1.0, prompt=prompt, policy_version=version)), (1, 0))
 
-    assert (pair.group.prompt, pair.group.policy_version) == (prompt, 150)
-    assert [rollout.verdict.verifier for rollout in pair.group.rollouts_G] == ["math@1", "math@1"]
+    assert (row.origin.prompt_id, row.origin.policy_version, row.origin.verifier) == (prompt.id, 150, "math@1")
+    assert (row.indices, row.rewards, row.pass_rate) == ((1, 0), (1.0, 0.0), 0.5)
 
 
 @given(groups, st.floats(0, 1), seeds)

@@ -31,7 +31,7 @@ def test_a_runs_figures_are_those_of_its_groups(sampled: TestClient) -> None:
     whole, version = sampled.get("/v1/runs/r/informativeness").json()
 
     rewards = [group["rewards"] for group in groups(sampled)]
-    said = summarize(rewards)
+    said = summarize([reward for of_group in rewards for reward in of_group], [len(g) for g in rewards])
     assert (whole["run"], whole["policy_version"], version["policy_version"]) == ("r", None, 1)
     assert {k: v for k, v in whole.items() if k != "policy_version"} == {
         k: v for k, v in version.items() if k != "policy_version"

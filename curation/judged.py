@@ -1,0 +1,88 @@
+"""What a recipe decides on, and the rows that it makes: groups without their texts.
+
+- Nothing here grows with the length of a completion, so millions of groups pass through without their texts.
+- A row names its rollouts; whoever writes the row fetches what they say.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from curation.records import Outcome
+
+
+class Origin(NamedTuple):
+    """Where a group comes from; origins sort in the order of the rows of a dataset."""
+
+    prompt_id: str
+    run: str
+    visit: int
+    group_id: str
+    policy_version: int
+    verifier: str
+    """Label of the verdicts that count, ``math@1``."""
+    temperature: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedGroup:
+    """Everything but the origin is per rollout, in sampling order: columns, since most groups are only glanced at."""
+
+    origin: Origin
+    rewards_G: Sequence[float | None]
+    """None where no verifier reached one."""
+    outcomes_G: Sequence[Outcome]
+    truncated_G: Sequence[bool]
+    tokens_G: Sequence[int]
+    """0 where they were not recorded."""
+    characters_G: Sequence[int]
+    utf8_bytes_G: Sequence[int]
+    digests_G: Sequence[str]
+    """Names the texts of prompt and completion. This and the two before it are known where a recipe measures texts."""
+
+    @property
+    def scored_G(self) -> list[float]:
+        """Rewards of the scored rollouts."""
+        return [reward for reward in self.rewards_G if reward is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """Of a dataset, before its texts are fetched: scored rollouts of a group, and what is known of each of them."""
+
+    origin: Origin
+    indices: tuple[int, ...]
+    """Of a pair the chosen one, then the rejected one."""
+    rewards: tuple[float, ...]
+    tokens: tuple[int, ...]
+    characters: tuple[int, ...]
+    utf8_bytes: tuple[int, ...]
+    digests: tuple[str, ...]
+    pass_rate: float
+    """Mean reward of everything scored in the group."""
+    advantages: tuple[float, ...] = ()
+    """Only where the shape asks for them."""
+
+    @property
+    def longest(self) -> int:
+        """Tokens; where they were not recorded bytes, of which there are at least as many."""
+        return max(tokens or size for tokens, size in zip(self.tokens, self.utf8_bytes, strict=True))
+
+
+def row_of(group: JudgedGroup, indices: Sequence[int], advantages: Sequence[float] = ()) -> Row:
+    """The row of these rollouts. Raises ValueError where one has no reward."""
+    rewards = [reward for i in indices if (reward := group.rewards_G[i]) is not None]
+    if len(rewards) < len(indices):
+        raise ValueError(f"group {group.origin.group_id}: a row needs scored rollouts")
+    scored_G = group.scored_G
+    return Row(
+        group.origin,
+        tuple(indices),
+        tuple(rewards),
+        tuple([group.tokens_G[i] for i in indices]),
+        tuple([group.characters_G[i] for i in indices]),
+        tuple([group.utf8_bytes_G[i] for i in indices]),
+        tuple([group.digests_G[i] for i in indices]),
+        sum(scored_G) / len(scored_G),
+        tuple(advantages),
+    )
