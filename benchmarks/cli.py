@@ -18,6 +18,7 @@ class Bench(StrEnum):
     LEARNING = auto()
     VERIFY = auto()
     CODE = auto()
+    CURATE = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -31,6 +32,7 @@ def bench(
     data: Annotated[Path | None, typer.Option(help="For select, verify and code: folder of recorded data.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="For learning.")] = 5,
     steps: Annotated[int, typer.Option(min=3, help="For learning: gradient steps of each arm.")] = 30,
+    groups: Annotated[int, typer.Option(min=8, help="For curate: stored groups of 8.")] = 1_000_000,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -56,6 +58,10 @@ def bench(
             from benchmarks import code
 
             figures = code.run(data)
+        case Bench.CURATE:
+            from benchmarks import curate
+
+            figures = curate.run(groups)
     if as_json:
         print(json.dumps(document(name, figures)))
         return

@@ -8,6 +8,7 @@ import os
 import random
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -27,8 +28,19 @@ def max_variance(rewards: Sequence[float], keep: int) -> list[int]:
     Raises ValueError if `keep` is not in 1..n or a reward is not finite. Made for rewards of ordinary size: squares
     must neither overflow nor vanish.
     """
-    [kept_M] = max_variance_many([rewards], keep).tolist()
-    return [int(i) for i in kept_M]
+    matrix = np.array([rewards], dtype=np.float64)
+    _check_keep(keep, len(rewards))
+    [keys_G], index_bits = _sorted_keys(_at_least_zero(matrix).view(np.int64))
+    highs = _high_count((keys_G & ~index_bits).tobytes(), keep)
+    slots_G: list[int] = (keys_G & index_bits).tolist()
+    return sorted(slots_G[: keep - highs] + slots_G[len(slots_G) - highs :])
+
+
+@lru_cache(maxsize=4096)
+def _high_count(sorted_rewards: bytes, keep: int) -> int:
+    """`_best_high_count` of one group. Rewards have few values, so a few sorted groups stand for most."""
+    rewards_G1 = np.frombuffer(sorted_rewards)[:, None]
+    return int(_best_high_count(rewards_G1[:keep], rewards_G1[len(rewards_G1) - keep :])[0])
 
 
 def max_variance_many(rewards_PG: ArrayLike, keep: int) -> NDArray[np.int64]:
@@ -70,17 +82,24 @@ def _at_least_zero(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
     return shifted_PG
 
 
-def _select(bits_PG: NDArray[np.int64], kept_PM: NDArray[np.int64]) -> None:
-    """Fills in the selection for the bits of rewards that are all at least 0.
+def _sorted_keys(bits_PG: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
+    """Keys for the bits of rewards that are all at least 0, each group's ascending; and the bits that are an index.
 
     Such a float sorts like its bits. Its last bits give way to the index, so that one sort orders the rewards,
     carries the indices along and settles ties; rewards closer than 2 ** (log2 G - 52) of their size become ties.
     """
-    size, keep = bits_PG.shape[1], kept_PM.shape[1]
+    size = bits_PG.shape[1]
     index_bits = (1 << (size - 1).bit_length()) - 1
     keys_PG = bits_PG & ~index_bits
     keys_PG |= np.arange(size)
     keys_PG.sort(axis=1)
+    return keys_PG, index_bits
+
+
+def _select(bits_PG: NDArray[np.int64], kept_PM: NDArray[np.int64]) -> None:
+    """Fills in the selection for the bits of rewards that are all at least 0."""
+    size, keep = bits_PG.shape[1], kept_PM.shape[1]
+    keys_PG, index_bits = _sorted_keys(bits_PG)
     # M x P from here on: every step runs along contiguous groups.
     low_MP = np.ascontiguousarray(keys_PG[:, :keep].T)
     high_MP = np.ascontiguousarray(keys_PG[:, size - keep :].T)

@@ -62,8 +62,8 @@ class Store:
     reports: Reports
 
     @classmethod
-    def open(cls, data: Path) -> "Store":
-        duck = Duck(data / "store.duckdb")
+    def open(cls, data: Path, memory_mib: int | None = None) -> "Store":
+        duck = Duck(data / "store.duckdb", memory_mib)
         return cls(
             duck,
             Prompts(duck),
@@ -168,7 +168,7 @@ async def open_parts(
     """Opens the store, loads every policy's newest version, and takes up unfinished jobs."""
     # Closed in reverse order, each part even if another one fails to close.
     async with AsyncExitStack() as closing:
-        store = Store.open(settings.data)
+        store = Store.open(settings.data, settings.store_memory_mib)
         closing.callback(store.duck.close)
         panel = panel_of_settings(settings)
         closing.push_async_callback(panel.close)

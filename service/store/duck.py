@@ -88,11 +88,14 @@ class _Write(NamedTuple):
 class Duck:
     """An open database. `write` and `read` may be called from any task of one event loop."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens or creates the database. Raises `Locked`, or StoreFailed for a file of another version."""
+    def __init__(self, path: Path, memory_mib: int | None = None) -> None:
+        """Opens or creates the database; DuckDB holds at most so much in memory, and sorts the rest on disk.
+
+        Raises `Locked`, or StoreFailed for a file of another version.
+        """
         self._lock = _take_lock(path.with_suffix(".lock"))
         try:
-            self._connection, self._schemas = _connect(path)
+            self._connection, self._schemas = _connect(path, memory_mib)
         except BaseException:
             self._lock.close()
             raise
@@ -213,10 +216,11 @@ def _take_lock(path: Path) -> TextIO:
     return lock
 
 
-def _connect(path: Path) -> tuple[duckdb.DuckDBPyConnection, dict[str, pa.Schema]]:
+def _connect(path: Path, memory_mib: int | None) -> tuple[duckdb.DuckDBPyConnection, dict[str, pa.Schema]]:
+    # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
+    config = {"checkpoint_threshold": "256MB"} | ({"memory_limit": f"{memory_mib}MiB"} if memory_mib else {})
     with stage(StoreFailed, f"opening {path}"):
-        # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
-        connection = duckdb.connect(str(path), config={"checkpoint_threshold": "256MB"})
+        connection = duckdb.connect(str(path), config=config)
         try:
             return connection, _prepare(connection)
         except BaseException:
