@@ -20,7 +20,7 @@ from benchmarks.report import Figure, spread
 from curation.curate import curate
 from curation.recipe import FirstRightFirstWrong, MaxVariance, Recipe
 from service.cli import relax_collector
-from service.freezing import freeze
+from service.freezing import Freezer
 from service.parts import Store
 from service.run_config import Retain, RunConfig, Sampling
 from service.store.duck import SCHEMA
@@ -114,10 +114,8 @@ def _measure(folder: Path) -> Measured:
 
 async def _freeze(store: Store, root: Path) -> None:
     """Under a name of its own each time: the same dataset is not made twice."""
-    await freeze(
-        root.name.replace("_", "-").lower(),
-        RECIPE,
-        root=root,
+    freezer = Freezer(
+        root,
         groups=store.groups,
         judged=store.judged,
         prompts=store.prompts,
@@ -125,3 +123,4 @@ async def _freeze(store: Store, root: Path) -> None:
         datasets=store.datasets,
         now=lambda: NOW,
     )
+    await freezer.freeze(root.name.replace("_", "-").lower(), RECIPE)

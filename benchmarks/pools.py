@@ -4,7 +4,8 @@ In the static pool that stays so. In the drifting one each prompt changes its cl
 learned some and unlearned others, so that the shares stay the same. Counted are the prompts rolled out per training
 step of 64 informative groups of 8, in rounds of at most 96, over the second half of 30 passes. A simulation of the
 GRESO release's own rules gave 274.3 for dynamic sampling, 230.0 with adaptive rounds and 97.4 for GRESO; whoever knows
-every pass rate needs 64.5.
+every pass rate needs 64.5. The release reads prompts in chunks of 8 and rolls out all that it keeps of the last chunk,
+so its rounds are a little larger than they need be; `chunk` does the same.
 """
 
 import random
@@ -13,14 +14,18 @@ from itertools import count
 from statistics import fmean
 from typing import NamedTuple
 
+from curation.allocation import Allocations, Probe
 from curation.keys import rng_for
-from curation.selection import Batch, RunState, SelectorChoices, plan_round, round_size
+from curation.records import GroupKind, Visit, kind_of
+from curation.selection import Batch, RunState, SelectorChoices, group_sizes, plan_round, round_size
 from curation.selectors.base import Seen
+from curation.selectors.simple import Everything
 
 GROUP_SIZE = 8
 PASSES = 30
 ORACLE = 64.5
 PROMPTS = 1000
+PASSES_OF_A_HARVEST = 10
 DRIFT = 0.02
 """Chance that a prompt changes its class in a pass, in the drifting pool."""
 
@@ -54,7 +59,7 @@ class Pool:
         return 1.0 if place < 0.3 else 0.0 if place < 0.7 else 0.5
 
 
-def simulate(choice: SelectorChoices, batch: Batch, *, seed: int, drift: float = 0.0) -> Cost:
+def simulate(choice: SelectorChoices, batch: Batch, *, seed: int, drift: float = 0.0, chunk: int = 1) -> Cost:
     """Surplus groups of a step are thrown away, as a trainer with a fixed batch does."""
     pool = Pool(seed, drift)
     coin = rng_for("coin", seed)
@@ -63,7 +68,8 @@ def simulate(choice: SelectorChoices, batch: Batch, *, seed: int, drift: float =
     had = there = 0
     for number in count():
         size = round_size(batch, state, wanted=batch.groups, group_size=GROUP_SIZE)
-        visits = plan_round(pool.rate.keys(), state, size=size, through_epoch=PASSES - 1)
+        planned = plan_round(pool.rate.keys(), state, size=size + chunk - 1, through_epoch=PASSES - 1)
+        visits = list(_in_chunks(planned, size, chunk))
         if not visits:
             break
         for visit in visits:
@@ -84,6 +90,41 @@ def simulate(choice: SelectorChoices, batch: Batch, *, seed: int, drift: float =
             per_step.append(0)
     full = per_step[:-1]
     return Cost(fmean(full[len(full) // 2 :]), had / max(1, there), state.selector.knobs())
+
+
+def _in_chunks(visits: list[Visit], size: int, chunk: int) -> Iterator[Visit]:
+    """Whole chunks of visits, until `size` of them are sampled. Holds for selectors that judge each prompt alone."""
+    sampled = 0
+    for read, visit in enumerate(visits):
+        if sampled >= size and read % chunk == 0:
+            return
+        sampled += not visit.decision.action.is_skip
+        yield visit
+
+
+def harvest(allocation: Allocations, *, seed: int) -> float:
+    """Informative groups for a thousand rollouts, where every prompt is sampled and pass rates are spread out: many
+    near 0 and 1, the others in between (a Beta of 0.3 and 0.3)."""
+    rng = rng_for("spread", seed)
+    rates = {f"p{i}": rng.betavariate(0.3, 0.3) for i in range(PROMPTS)}
+    state = RunState.replay(Everything(), [], seed=seed, group_size=GROUP_SIZE, allocation=allocation)
+    informative = rollouts = number = 0
+    while visits := plan_round(rates.keys(), state, size=96, through_epoch=PASSES_OF_A_HARVEST - 1):
+        sizes = group_sizes(visits, state, GROUP_SIZE)
+        for visit in visits:
+            rewards_G = _probed(rates[visit.prompt_id], sizes[visit.prompt_id], allocation, rng)
+            rollouts += len(rewards_G)
+            informative += kind_of(rewards_G) is GroupKind.INFORMATIVE
+            state.observe(Seen(visit.prompt_id, visit.epoch, 0, number, visit.decision.action, rewards_G, 1))
+        number += 1
+    return 1000 * informative / rollouts
+
+
+def _probed(rate: float, size: int, allocation: Allocations, coin: random.Random) -> tuple[float, ...]:
+    rewards_G = tuple(float(coin.random() < rate) for _ in range(size))
+    if isinstance(allocation, Probe) and kind_of(rewards_G[: allocation.first]) is not GroupKind.INFORMATIVE:
+        return rewards_G[: allocation.first]
+    return rewards_G
 
 
 def _group(rate: float, coin: random.Random) -> tuple[float, ...]:

@@ -8,8 +8,9 @@ from statistics import fmean
 
 import numpy as np
 
-from benchmarks.pools import DRIFT, ORACLE, simulate
+from benchmarks.pools import DRIFT, ORACLE, harvest, simulate
 from benchmarks.report import Figure, spread
+from curation.allocation import Fixed, Knapsack, Probe
 from curation.pods import max_variance_many
 from curation.replay import Recorded, Replayed, replay, then_of
 from curation.selection import Batch, SelectorChoices
@@ -60,6 +61,7 @@ def _on_pools() -> dict[str, Figure]:
         "dynamic_sampling_prompts_per_step": _cost(Everything(), FIXED_ROUNDS, SEEDS),
         "dynamic_sampling_abs_prompts_per_step": _cost(Everything(), ROUNDS, SEEDS),
         "greso_prompts_per_step": _cost(RELEASE, ROUNDS, SEEDS),
+        "greso_in_chunks_prompts_per_step": _cost(RELEASE, ROUNDS, SEEDS, chunk=8),
         "greso_drift_prompts_per_step": _cost(RELEASE, ROUNDS, SEEDS, DRIFT),
         "oracle_ratio_static": _cost(Posterior(), SMALL_ROUNDS, SEEDS, unit=ORACLE),
         "oracle_ratio_drift": _cost(Posterior(), SMALL_ROUNDS, SEEDS, DRIFT, unit=ORACLE),
@@ -67,14 +69,20 @@ def _on_pools() -> dict[str, Figure]:
     for name, choice in BESIDE.items():
         figures[f"{name}_prompts_per_step"] = _cost(choice, ROUNDS, FEW_SEEDS)
         figures[f"{name}_drift_prompts_per_step"] = _cost(choice, ROUNDS, FEW_SEEDS, DRIFT)
+    for allocation in (Fixed(), Probe(), Knapsack()):
+        found = [harvest(allocation, seed=seed) for seed in range(FEW_SEEDS)]
+        figures[f"{allocation.kind}_informative_per_thousand"] = spread(found, "groups")
     for name, choice, batch in (("greso", RELEASE, ROUNDS), ("posterior", Posterior(), SMALL_ROUNDS)):
         found = [simulate(choice, batch, seed=seed, drift=DRIFT).found for seed in range(FEW_SEEDS)]
         figures[f"{name}_drift_found"] = spread(found, "share")
     return figures
 
 
-def _cost(choice: SelectorChoices, batch: Batch, seeds: int, drift: float = 0.0, unit: float = 1.0) -> Figure:
-    costs = [simulate(choice, batch, seed=seed, drift=drift).prompts_per_step / unit for seed in range(seeds)]
+def _cost(
+    choice: SelectorChoices, batch: Batch, seeds: int, drift: float = 0.0, unit: float = 1.0, chunk: int = 1
+) -> Figure:
+    ended = [simulate(choice, batch, seed=seed, drift=drift, chunk=chunk) for seed in range(seeds)]
+    costs = [cost.prompts_per_step / unit for cost in ended]
     return spread(costs, "prompts" if unit == 1.0 else "x")
 
 

@@ -202,10 +202,11 @@ def _teaches_nothing(scored_G: Sequence[Scored]) -> Dropped | None:
 
 def eligible(group: JudgedGroup, recipe: Recipe) -> list[Scored]:
     """The scored rollouts that the recipe lets in, in sampling order."""
-    columns = zip(group.rewards_G, group.outcomes_G, group.truncated_G, group.characters_G, strict=True)
+    lengths_G = [text.characters for text in group.texts_G] or [0] * len(group.rewards_G)
+    columns = zip(group.rewards_G, group.outcomes_G, group.truncated_G, lengths_G, strict=True)
     return [
-        Scored(slot, reward, characters)
-        for slot, (reward, outcome, truncated, characters) in enumerate(columns)
+        Scored(slot, reward, length)
+        for slot, (reward, outcome, truncated, length) in enumerate(columns)
         if reward is not None
         and (recipe.truncated or not truncated)
         and (recipe.no_answer_is_wrong or outcome is not Outcome.NO_ANSWER)

@@ -61,7 +61,8 @@ def _uneven(rows: list[Row], recipe: Recipe) -> Faults:
     limit = recipe.max_length_ratio
     if limit is None:
         return {}
-    ratios = [max(row.characters) / max(1, min(row.characters)) for row in rows]
+    lengths = [[text.characters for text in row.texts] for row in rows]
+    ratios = [max(of_row) / max(1, min(of_row)) for of_row in lengths]
     return {place: f"ratio {ratio:.2f}, at most {limit:g}" for place, ratio in enumerate(ratios) if ratio > limit}
 
 
@@ -70,9 +71,10 @@ def _duplicate(rows: list[Row], recipe: Recipe) -> Faults:
     if not recipe.unique:
         return {}
     first: dict[Hashable, int] = {}
+    texts = [tuple(text.digest for text in row.texts) for row in rows]
     for place in sorted(range(len(rows)), key=lambda i: (-rows[i].origin.policy_version, i)):
-        first.setdefault(rows[place].digests, place)
-    stays = {place: first[row.digests] for place, row in enumerate(rows)}
+        first.setdefault(texts[place], place)
+    stays = {place: first[of_row] for place, of_row in enumerate(texts)}
     return {place: f"as in {rows[kept].origin.group_id}" for place, kept in stays.items() if place != kept}
 
 

@@ -24,6 +24,15 @@ class Origin(NamedTuple):
     temperature: float | None = None
 
 
+class TextFacts(NamedTuple):
+    """What a recipe may ask of a completion's text."""
+
+    characters: int
+    utf8_bytes: int
+    digest: str
+    """Names the texts of prompt and completion."""
+
+
 @dataclass(frozen=True, slots=True)
 class JudgedGroup:
     """Everything but the origin is per rollout, in sampling order: columns, since most groups are only glanced at."""
@@ -35,10 +44,8 @@ class JudgedGroup:
     truncated_G: Sequence[bool]
     tokens_G: Sequence[int]
     """0 where they were not recorded."""
-    characters_G: Sequence[int]
-    utf8_bytes_G: Sequence[int]
-    digests_G: Sequence[str]
-    """Names the texts of prompt and completion. This and the two before it are known where a recipe measures texts."""
+    texts_G: Sequence[TextFacts] = ()
+    """Empty where the texts were not measured."""
 
     @property
     def scored_G(self) -> list[float]:
@@ -55,18 +62,17 @@ class Row:
     """Of a pair the chosen one, then the rejected one."""
     rewards: tuple[float, ...]
     tokens: tuple[int, ...]
-    characters: tuple[int, ...]
-    utf8_bytes: tuple[int, ...]
-    digests: tuple[str, ...]
     pass_rate: float
     """Mean reward of everything scored in the group."""
+    texts: tuple[TextFacts, ...] = ()
+    """Empty where the texts were not measured."""
     advantages: tuple[float, ...] = ()
     """Only where the shape asks for them."""
 
     @property
     def longest(self) -> int:
         """Tokens; where they were not recorded bytes, of which there are at least as many."""
-        return max(tokens or size for tokens, size in zip(self.tokens, self.utf8_bytes, strict=True))
+        return max(tokens or text.utf8_bytes for tokens, text in zip(self.tokens, self.texts, strict=True))
 
 
 def row_of(group: JudgedGroup, indices: Sequence[int], advantages: Sequence[float] = ()) -> Row:
@@ -80,9 +86,7 @@ def row_of(group: JudgedGroup, indices: Sequence[int], advantages: Sequence[floa
         tuple(indices),
         tuple(rewards),
         tuple([group.tokens_G[i] for i in indices]),
-        tuple([group.characters_G[i] for i in indices]),
-        tuple([group.utf8_bytes_G[i] for i in indices]),
-        tuple([group.digests_G[i] for i in indices]),
         sum(scored_G) / len(scored_G),
+        tuple([group.texts_G[i] for i in indices]) if group.texts_G else (),
         tuple(advantages),
     )

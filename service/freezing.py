@@ -17,6 +17,7 @@ from datetime import datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import polars as pl
 import pyarrow as pa
@@ -37,55 +38,79 @@ LEFT_OUT_FILE = "left_out.parquet"
 """Every group that gave no row and every row that was left out again, with the reason."""
 
 
-async def freeze(
-    name: str,
-    recipe: Recipe,
-    *,
-    root: Path,
-    groups: Groups,
-    judged: Judged,
-    prompts: Prompts,
-    runs: Runs,
-    datasets: Datasets,
-    now: Callable[[], datetime],
-) -> DatasetVersion:
-    """The dataset version for this recipe over the store as it is now; the existing one if nothing changed.
+class Freezer:
+    """Makes dataset versions in the folder `root`."""
 
-    Raises NotFound for an unknown run or prompt set, Invalid when the selection gives no row.
-    """
-    configs = [await runs.get(run) for run in recipe.runs]
-    if recipe.shape is Shape.PAIRS and (too_small := [run.name for run in configs if run.sampling.n < 2]):
-        raise Invalid("group_too_small", f"a pair needs two rollouts, and {', '.join(too_small)} samples n = 1")
-    watermark = await groups.watermark()
-    forbidden = await _forbidden(recipe, prompts)
-    dataset_id = recipe.dataset_id(watermark, forbidden.digest if forbidden else "")
-    if existing := await datasets.by_id(name, dataset_id):
-        return existing
+    def __init__(
+        self,
+        root: Path,
+        *,
+        groups: Groups,
+        judged: Judged,
+        prompts: Prompts,
+        runs: Runs,
+        datasets: Datasets,
+        now: Callable[[], datetime],
+    ) -> None:
+        self._root = root
+        self._groups = groups
+        self._judged = judged
+        self._prompts = prompts
+        self._runs = runs
+        self._datasets = datasets
+        self._now = now
+        self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    curated = await asyncio.to_thread(_curate, judged, recipe, watermark, forbidden)
-    funnel = {
+    async def freeze(self, name: str, recipe: Recipe) -> DatasetVersion:
+        """The dataset version for this recipe over the store as it is now; the existing one if nothing changed.
+
+        Raises NotFound for an unknown run or prompt set, Invalid when the selection gives no row.
+        """
+        configs = [await self._runs.get(run) for run in recipe.runs]
+        if recipe.shape is Shape.PAIRS and (too_small := [run.name for run in configs if run.sampling.n < 2]):
+            raise Invalid("group_too_small", f"a pair needs two rollouts, and {', '.join(too_small)} samples n = 1")
+        watermark = await self._groups.watermark()
+        forbidden = await _forbidden(recipe, self._prompts)
+        dataset_id = recipe.dataset_id(watermark, forbidden.digest if forbidden else "")
+        # An impatient client asks again while the first freeze still writes into the same folder.
+        async with self._locks.setdefault(dataset_id, asyncio.Lock()):
+            if existing := await self._datasets.by_id(name, dataset_id):
+                return existing
+            with stage(StoreFailed, f"freezing dataset {name}"):
+                manifest = await asyncio.to_thread(self._make, dataset_id, recipe, watermark, forbidden)
+            return await self._datasets.register(name, dataset_id, recipe, watermark, manifest, self._now())
+
+    def _make(self, dataset_id: str, recipe: Recipe, watermark: int, forbidden: Forbidden | None) -> dict[str, Any]:
+        """Curates and writes the files; returns the manifest."""
+        judged, runs = self._judged, recipe.runs
+        groups = judged.groups(runs, watermark, recipe.verifier, measured=recipe.measures_texts)
+        contaminated = judged.contaminated(runs, watermark, forbidden.is_in) if forbidden else ()
+        curated = curate(groups, recipe, contaminated)
+        funnel = _funnel(curated, recipe)
+        if not curated.rows:
+            detail = f"{curated.groups} groups with text gave no row: {_reasons(funnel) or 'the runs hold none'}"
+            raise Invalid("no_rows", detail, **funnel)
+        return {
+            "dataset_id": dataset_id,
+            "recipe": recipe.model_dump(mode="json"),
+            "recipe_hash": recipe.hash,
+            "rules": RULES,
+            "watermark": watermark,
+            **funnel,
+            "verifiers": dict(sorted(Counter(row.origin.verifier for row in curated.rows).items())),
+            "informativeness": asdict(judged.informativeness(runs, watermark)),
+            "spent": judged.spent(runs, watermark),
+            "files": _write_files(self._root / dataset_id, curated, recipe, judged),
+        }
+
+
+def _funnel(curated: Curated, recipe: Recipe) -> dict[str, Any]:
+    return {
         "groups": curated.groups,
         "rows": count(curated.rows, recipe.shape),
         "dropped": {reason.value: n for reason, n in sorted(curated.dropped.items())},
         "cut": {reason.value: n for reason, n in sorted(curated.cut.items())},
     }
-    if not curated.rows:
-        detail = f"{curated.groups} groups with text gave no row: {_reasons(funnel) or 'the runs hold none'}"
-        raise Invalid("no_rows", detail, **funnel)
-    manifest = {
-        "dataset_id": dataset_id,
-        "recipe": recipe.model_dump(mode="json"),
-        "recipe_hash": recipe.hash,
-        "rules": RULES,
-        "watermark": watermark,
-        **funnel,
-        "verifiers": dict(sorted(Counter(row.origin.verifier for row in curated.rows).items())),
-        "informativeness": asdict(await asyncio.to_thread(judged.informativeness, recipe.runs, watermark)),
-    }
-    folder = root / dataset_id
-    with stage(StoreFailed, f"writing dataset {name}"):
-        manifest["files"] = await asyncio.to_thread(_write_files, folder, curated, recipe, judged)
-    return await datasets.register(name, dataset_id, recipe, watermark, manifest, now())
 
 
 async def _forbidden(recipe: Recipe, prompts: Prompts) -> Forbidden | None:
@@ -100,12 +125,6 @@ async def _forbidden(recipe: Recipe, prompts: Prompts) -> Forbidden | None:
             raise NotFound("empty_prompt_set", f"prompt set {prompt_set!r} holds no prompts to keep away from")
         texts += [prompt.text for prompt in held.values()]
     return await asyncio.to_thread(Forbidden, texts, against.words)
-
-
-def _curate(judged: Judged, recipe: Recipe, watermark: int, forbidden: Forbidden | None) -> Curated:
-    groups = judged.groups(recipe.runs, watermark, recipe.verifier, measured=recipe.measures_texts)
-    contaminated = judged.contaminated(recipe.runs, watermark, forbidden.is_in) if forbidden else ()
-    return curate(groups, recipe, contaminated)
 
 
 def _reasons(funnel: dict[str, Any]) -> str:

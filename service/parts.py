@@ -19,6 +19,7 @@ from service.engines.base import Engine
 from service.engines.fleet import Fleet, FleetConfig
 from service.engines.process import Launch, built_python
 from service.engines.room import EngineRoom
+from service.freezing import Freezer
 from service.harvest import Harvest, Report, RolloutsRequest
 from service.jobs import Job, JobBoard, JobKind, Work
 from service.publishing import publish
@@ -85,11 +86,16 @@ class Parts:
     engines: EngineRoom
     panel: Panel
     jobs: JobBoard
+    freezer: Freezer
     now: Callable[[], datetime]
 
     @property
     def dataset_root(self) -> Path:
-        return self.settings.data / "datasets"
+        return _dataset_root(self.settings)
+
+
+def _dataset_root(settings: Settings) -> Path:
+    return settings.data / "datasets"
 
 
 def utc_now() -> datetime:
@@ -179,7 +185,19 @@ async def open_parts(
         closing.push_async_callback(jobs.close)
         await _load_policies(settings, store, engines, now)
         await jobs.resume()
-        yield Parts(settings, store, engines, panel, jobs, now)
+        yield Parts(settings, store, engines, panel, jobs, _freezer(settings, store, now), now)
+
+
+def _freezer(settings: Settings, store: Store, now: Callable[[], datetime]) -> Freezer:
+    return Freezer(
+        _dataset_root(settings),
+        groups=store.groups,
+        judged=store.judged,
+        prompts=store.prompts,
+        runs=store.runs,
+        datasets=store.datasets,
+        now=now,
+    )
 
 
 def _work(store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], datetime]) -> dict[JobKind, Work]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from curation.judged import JudgedGroup, Origin
+from curation.judged import JudgedGroup, Origin, TextFacts
 from curation.keys import digest, prompt_id
 from curation.records import Completion, FinishReason, Group, Outcome, Prompt, Rollout, Verdict
 
@@ -43,7 +43,5 @@ def judged(group: Group) -> JudgedGroup:
         [rollout.verdict.outcome for rollout in group.rollouts_G],
         [rollout.truncated for rollout in group.rollouts_G],
         [len(rollout.completion.token_ids_T) for rollout in group.rollouts_G],
-        [len(text) for text in texts_G],
-        [len(text.encode()) for text in texts_G],
-        [digest(group.prompt.text, text) for text in texts_G],
+        [TextFacts(len(text), len(text.encode()), digest(group.prompt.text, text)) for text in texts_G],
     )

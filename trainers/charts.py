@@ -1,5 +1,6 @@
-"""The demo's charts."""
+"""Charts: of the demo, of a replay, of a report."""
 
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 EASY, HARD, INFORMATIVE, PLAIN = "#8fb339", "#b5483a", "#2f6690", "#9aa5b1"
 
@@ -81,22 +83,33 @@ def draw_replay(report: dict[str, Any], path: Path) -> None:
 
 
 def draw_informativeness(rows: list[dict[str, Any]], path: Path) -> None:
-    """Pass rates of every policy version, and how its entropies move from version to version."""
+    """Pass rates of every policy version, how its entropies move from version to version, and what a group costs."""
     versions = [row for row in rows if row["policy_version"] is not None]
-    figure, (rates, entropies) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    figure, (rates, entropies, costs) = plt.subplots(1, 3, figsize=(15, 4), layout="constrained")
     for row in versions:
         share = [count / max(1, row["groups"]) for count in row["pass_rate_histogram"]]
-        rates.plot([(b + 0.5) / 10 for b in range(10)], share, marker="o", label=f"version {row['policy_version']}")
+        label = f"{row['run']}, version {row['policy_version']}"
+        rates.plot([(b + 0.5) / 10 for b in range(10)], share, marker="o", label=label)
     rates.set_xlabel("mean reward of a group")
     rates.set_ylabel("share of groups")
-    rates.legend(frameon=False)
-    for field in ("outcome_entropy", "outcome_entropy_of_pairs", "token_entropy"):
-        known = [(row["policy_version"], row[field]) for row in versions if row[field] is not None]
-        entropies.plot([v for v, _ in known], [e for _, e in known], marker="o", label=field.replace("_", " "))
-    entropies.set_xlabel("policy version")
-    entropies.set_ylabel("nats")
-    entropies.legend(frameon=False)
-    for axes in (rates, entropies):
+    _by_version(entropies, versions, ("outcome_entropy", "outcome_entropy_of_pairs", "token_entropy"), "nats")
+    priced = any(row["price_per_informative_group"] is not None for row in versions)
+    cost = "price_per_informative_group" if priced else "tokens_per_informative_group"
+    _by_version(costs, versions, (cost,), cost.replace("_", " "))
+    for axes in (rates, entropies, costs):
+        axes.legend(frameon=False)
         axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(path, dpi=120)
     plt.close(figure)
+
+
+def _by_version(axes: Axes, versions: list[dict[str, Any]], fields: tuple[str, ...], unit: str) -> None:
+    """A line for each field of each run."""
+    runs = dict.fromkeys(row["run"] for row in versions)
+    for run, field in product(runs, fields):
+        of_run = [row for row in versions if row["run"] == run and row[field] is not None]
+        label = field.replace("_", " ") + (f", {run}" if len(runs) > 1 else "")
+        axes.plot([row["policy_version"] for row in of_run], [row[field] for row in of_run], marker="o", label=label)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlabel("policy version")
+    axes.set_ylabel(unit)

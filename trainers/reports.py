@@ -1,4 +1,4 @@
-"""The verbs ``report`` and ``warmup``: how much a run can teach, policy version by policy version."""
+"""The verbs ``report`` and ``warmup``: how much a run or a dataset can teach, policy version by policy version."""
 
 import json
 from pathlib import Path
@@ -37,15 +37,15 @@ def register(app: typer.Typer) -> None:
 
 
 def report(
-    run: Annotated[str, typer.Argument(help="Name of the run.")],
+    name: Annotated[str, typer.Argument(help="A run, or a dataset as NAME@VERSION; latest is a version.")],
     price: Annotated[float | None, typer.Option(min=0, help="Of a million sampled tokens.")] = None,
     chart: Annotated[Path | None, typer.Option(help="Draws it into this PNG.")] = None,
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:
-    """Shows how much the groups of a run can teach, as a whole and by policy version."""
+    """Shows how much groups can teach, as a whole and by policy version: those of a run, or those in a dataset."""
     with service_at(service) as refinery:
-        rows = refinery.get(f"/v1/runs/{run}/informativeness", price=price)
+        rows = refinery.get(f"/v1/{'datasets' if '@' in name else 'runs'}/{name}/informativeness", price=price)
     if chart is not None:
         from trainers.charts import draw_informativeness
 
@@ -53,9 +53,7 @@ def report(
     if as_json:
         print(json.dumps(rows))
         return
-    table = Table(
-        run, *("all" if row["policy_version"] is None else f"version {row['policy_version']}" for row in rows)
-    )
+    table = Table(name, *(_scope(row) for row in rows))
     for field, told in LINES.items():
         table.add_row(told, *(_told(row[field]) for row in rows))
     Console().print(table)
@@ -80,6 +78,12 @@ def warmup(
         table.add_row(str(one["version"]), str(one["groups"]), f"{one['value']:.4g}", span, f"{one['best']:.1%}")
     Console().print(table)
     print(advice["reason"])
+
+
+def _scope(row: dict[str, Any]) -> str:
+    if row["run"] is None:
+        return "all"
+    return f"{row['run']}, " + ("all" if row["policy_version"] is None else f"version {row['policy_version']}")
 
 
 def _told(value: Any) -> str:

@@ -263,6 +263,8 @@ def _funnel(found: dict[str, Any]) -> Table:
     for reason, count in manifest["cut"].items():
         table.add_row(f"  left out: {reason.replace('_', ' ')}", f"-{count}")
     table.add_row("rows", str(manifest["rows"]))
+    if tokens := manifest.get("spent", {}).get("tokens"):
+        table.add_row("  tokens sampled for each, waste included", f"{tokens / manifest['rows']:.1f}")
     for file, said in manifest["files"].items():
         table.add_row(f"  {file}", f"{said['rows']} rows, {said['bytes']} bytes")
     return table

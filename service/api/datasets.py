@@ -11,7 +11,6 @@ from fastapi.responses import FileResponse, RedirectResponse, Response
 from service.api.routes import PartsDep
 from service.api.wire import DatasetIn, DatasetOut, RowsOut
 from service.explaining import explain
-from service.freezing import freeze
 from service.parts import Parts
 from service.stages import Invalid, NotFound
 from service.store.datasets import DatasetVersion
@@ -25,18 +24,7 @@ MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "applicat
 @router.post("", status_code=201)
 async def freeze_dataset(body: DatasetIn, parts: PartsDep) -> DatasetOut:
     """Freezes the pairs of a recipe as the next version of the name; the same pairs again are the same version."""
-    dataset = await freeze(
-        body.name,
-        body.recipe,
-        root=parts.dataset_root,
-        groups=parts.store.groups,
-        judged=parts.store.judged,
-        prompts=parts.store.prompts,
-        runs=parts.store.runs,
-        datasets=parts.store.datasets,
-        now=parts.now,
-    )
-    return DatasetOut.of(dataset)
+    return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe))
 
 
 @router.get("")

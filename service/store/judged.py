@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.informativeness import Informativeness, summarize
-from curation.judged import JudgedGroup, Origin, Row
+from curation.judged import JudgedGroup, Origin, Row, TextFacts
 from curation.records import Outcome
 from service.stages import StoreFailed
 from service.store.duck import Duck
@@ -34,10 +34,10 @@ class Judged:
         measured: bool = True,
     ) -> Iterator[JudgedGroup]:
         """The groups whose text is kept, in the order they were stored. They carry their newest verdicts; with the
-        label of a verifier, those where they have them. One prompt only, if named. Measuring reads the texts."""
+        label of a verifier, those where they have them. One prompt only, if named."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
         rest = pl.DataFrame()
-        for batch in self._duck.scan(_groups_sql(measured), scope):
+        for batch in self._duck.scan(GROUPS.format(MEASURES if measured else "null"), scope):
             frame = pl.concat([rest, pl.DataFrame(pa.Table.from_batches([batch]))], how="diagonal")
             # The last group may go on in the next batch.
             is_last = pl.col("seq") == frame["seq"][-1]
@@ -51,6 +51,12 @@ class Judged:
         batches = list(self._duck.scan(REWARDS, {"runs": list(runs), "watermark": watermark}))
         lists = pa.chunked_array([batch.column(0) for batch in batches], REWARDS_TYPE)
         return summarize(pc.list_flatten(lists), pc.list_value_length(lists))
+
+    def spent(self, runs: Sequence[str], watermark: int) -> dict[str, float]:
+        """Tokens and seconds that all groups of the runs took, waste included."""
+        [batch] = self._duck.scan(SPENT, {"runs": list(runs), "watermark": watermark})
+        [spent] = batch.to_pylist()
+        return dict(spent)
 
     def contaminated(self, runs: Sequence[str], watermark: int, is_in: Callable[[str], bool]) -> Collection[str]:
         """Ids of the prompts of these runs whose text `is_in` a set to keep away from."""
@@ -92,17 +98,13 @@ class Stream:
         return table.slice(0, count)
 
 
-def _groups_sql(measured: bool) -> str:
-    return GROUPS.format(MEASURES if measured else NO_MEASURES)
-
-
 GROUPS = """
 select g.seq, g.prompt_id, g.run, g.visit, g.group_id, g.policy_version, g.temperature,
        if(coalesce(n.verdicts is null or r.verifier = $verifier, false),
           {{outcome: r.outcome, reward: r.reward, verifier: r.verifier}},
           {{outcome: n.verdicts[r.idx + 1].outcome, reward: n.verdicts[r.idx + 1].reward,
             verifier: n.verdicts[r.idx + 1].verifier}}) as verdict,
-       r.finish_reason = 'length' as truncated, r.tokens, {}
+       r.finish_reason = 'length' as truncated, r.tokens, {} as facts
 from rollouts r join groups g using (group_id) join prompts p using (prompt_id)
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
@@ -112,9 +114,8 @@ where r.text is not null and g.seq <= $watermark and list_contains($runs, g.run)
 order by g.seq, r.idx
 """
 MEASURES = """
-length(r.text)::int as characters, strlen(r.text)::int as utf8_bytes, md5(md5(p.text) || md5(r.text)) as digest
+{characters: length(r.text)::int, utf8_bytes: strlen(r.text)::int, digest: md5(md5(p.text) || md5(r.text))}
 """
-NO_MEASURES = "0 as characters, 0 as utf8_bytes, '' as digest"
 
 REWARDS = """
 select coalesce(n.rewards, g.rewards) from groups g
@@ -123,6 +124,12 @@ left join (select group_id, arg_max(rewards, seq) as rewards from rescores where
 where g.seq <= $watermark and list_contains($runs, g.run)
 """
 REWARDS_TYPE = pa.list_(pa.float64())
+
+SPENT = """
+select coalesce(sum(tokens), 0)::bigint as tokens, coalesce(fsum(sampling_seconds), 0) as sampling_seconds,
+       coalesce(fsum(verifying_seconds), 0) as verifying_seconds
+from groups where seq <= $watermark and list_contains($runs, run)
+"""
 
 PROMPTS_OF_RUNS = """
 select prompt_id, text from prompts
@@ -138,12 +145,13 @@ select r.text, r.token_ids, r.logprobs from wanted w join rollouts r using (grou
 
 OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 OF_GROUP = ("prompt_id", "run", "visit", "group_id", "policy_version", "verifier", "temperature")
-OF_ROLLOUT = ("reward", "outcome", "truncated", "tokens", "characters", "utf8_bytes", "digest")
+OF_ROLLOUT = ("reward", "outcome", "truncated", "tokens", "facts")
 
 
 def _groups_in(frame: pl.DataFrame) -> Iterator[JudgedGroup]:
     by_group = frame.unnest("verdict").group_by("seq", maintain_order=True)
     rows = by_group.agg(pl.col(OF_GROUP).first(), pl.col(OF_ROLLOUT)).select(OF_GROUP + OF_ROLLOUT)
-    for *origin, rewards, outcomes, truncated, tokens, characters, sizes, digests in rows.iter_rows():
+    for *origin, rewards, outcomes, truncated, tokens, facts in rows.iter_rows():
         judged = [OUTCOMES[outcome] for outcome in outcomes]
-        yield JudgedGroup(Origin._make(origin), rewards, judged, truncated, tokens, characters, sizes, digests)
+        texts = [TextFacts(**fact) for fact in facts if fact]
+        yield JudgedGroup(Origin._make(origin), rewards, judged, truncated, tokens, texts)

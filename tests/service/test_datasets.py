@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
 import pytest
@@ -165,3 +166,11 @@ def test_a_timeout_never_becomes_the_rejected_side(open_service: OpenService) ->
         assert funnel["outcomes"]["timeout"] > 0
         assert funnel["informative"] == 0
         assert answer.json()["code"] == "no_rows"
+
+
+def test_the_same_dataset_asked_for_twice_at_once_is_made_once(sampled: TestClient) -> None:
+    with ThreadPoolExecutor(4) as threads:
+        frozen = list(threads.map(lambda _: freeze(sampled, "d"), range(4)))
+
+    assert [one["version"] for one in frozen] == [1, 1, 1, 1]
+    assert len({one["manifest"]["files"]["train.parquet"]["sha256"] for one in frozen}) == 1

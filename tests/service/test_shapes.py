@@ -97,6 +97,14 @@ def test_the_manifest_counts_what_was_left_out(sampled: TestClient) -> None:
     assert manifest["dropped"]["easy"] + manifest["dropped"]["hard"] >= 40
 
 
+def test_the_manifest_says_what_all_groups_cost_not_only_those_with_rows(sampled: TestClient) -> None:
+    spent = freeze(sampled, max_pairs=1)["manifest"]["spent"]
+
+    listed = sampled.get("/v1/groups?run=r&limit=1000").json()["items"]
+    assert spent["tokens"] == sum(group["tokens"] for group in listed) > 0
+    assert spent["sampling_seconds"] > 0
+
+
 # ---- why
 
 
