@@ -102,22 +102,34 @@ def _in_chunks(visits: list[Visit], size: int, chunk: int) -> Iterator[Visit]:
         yield visit
 
 
-def harvest(allocation: Allocations, *, seed: int) -> float:
-    """Informative groups for a thousand rollouts, where every prompt is sampled and pass rates are spread out: many
-    near 0 and 1, the others in between (a Beta of 0.3 and 0.3)."""
+class Harvest(NamedTuple):
+    """For a thousand rollouts."""
+
+    informative: float
+    """Groups."""
+    value: float
+    """The same, each weighed by p (1 - p)^2 as Knapsack RL does: what is hard and can be done counts most."""
+
+
+def harvest(allocation: Allocations, *, seed: int) -> Harvest:
+    """Of a pool in which every prompt is sampled and pass rates are spread out: many near 0 and 1, the rest in between
+    (a Beta of 0.3 and 0.3)."""
     rng = rng_for("spread", seed)
     rates = {f"p{i}": rng.betavariate(0.3, 0.3) for i in range(PROMPTS)}
     state = RunState.replay(Everything(), [], seed=seed, group_size=GROUP_SIZE, allocation=allocation)
-    informative = rollouts = number = 0
+    informative: list[float] = []
+    rollouts = number = 0
     while visits := plan_round(rates.keys(), state, size=96, through_epoch=PASSES_OF_A_HARVEST - 1):
         sizes = group_sizes(visits, state, GROUP_SIZE)
         for visit in visits:
             rewards_G = _probed(rates[visit.prompt_id], sizes[visit.prompt_id], allocation, rng)
             rollouts += len(rewards_G)
-            informative += kind_of(rewards_G) is GroupKind.INFORMATIVE
+            if kind_of(rewards_G) is GroupKind.INFORMATIVE:
+                informative.append(rates[visit.prompt_id])
             state.observe(Seen(visit.prompt_id, visit.epoch, 0, number, visit.decision.action, rewards_G, 1))
         number += 1
-    return 1000 * informative / rollouts
+    value = sum(rate * (1 - rate) ** 2 for rate in informative)
+    return Harvest(1000 * len(informative) / rollouts, 1000 * value / rollouts)
 
 
 def _probed(rate: float, size: int, allocation: Allocations, coin: random.Random) -> tuple[float, ...]:

@@ -70,8 +70,9 @@ def _on_pools() -> dict[str, Figure]:
         figures[f"{name}_prompts_per_step"] = _cost(choice, ROUNDS, FEW_SEEDS)
         figures[f"{name}_drift_prompts_per_step"] = _cost(choice, ROUNDS, FEW_SEEDS, DRIFT)
     for allocation in (Fixed(), Probe(), Knapsack()):
-        found = [harvest(allocation, seed=seed) for seed in range(FEW_SEEDS)]
-        figures[f"{allocation.kind}_informative_per_thousand"] = spread(found, "groups")
+        harvests = [harvest(allocation, seed=seed) for seed in range(FEW_SEEDS)]
+        figures[f"{allocation.kind}_informative_per_thousand"] = spread([h.informative for h in harvests], "groups")
+        figures[f"{allocation.kind}_value_per_thousand"] = spread([h.value for h in harvests], "p (1 - p)^2")
     for name, choice, batch in (("greso", RELEASE, ROUNDS), ("posterior", Posterior(), SMALL_ROUNDS)):
         found = [simulate(choice, batch, seed=seed, drift=DRIFT).found for seed in range(FEW_SEEDS)]
         figures[f"{name}_drift_found"] = spread(found, "share")

@@ -16,6 +16,9 @@ from numpy.typing import ArrayLike, NDArray
 BLOCK_BYTES = 8 * 1024 * 1024
 """Rows are worked on in blocks: small enough for the cache, large enough that threads seldom wait for each other."""
 
+MAGNITUDE = np.int64(2**63 - 1)
+"""Every bit of a float but its sign."""
+
 
 def max_variance(rewards: Sequence[float], keep: int) -> list[int]:
     """The `keep` rollouts whose rewards have the largest variance, as ascending indices.
@@ -68,17 +71,14 @@ def max_variance_many(rewards_PG: ArrayLike, keep: int) -> NDArray[np.int64]:
 
 
 def _at_least_zero(rewards_PG: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The rewards without a sign bit; a row with negative ones is shifted up by its own lowest.
+    """The rewards, none below 0; a row with negative ones is shifted up by its own lowest.
 
     By that row alone, or its neighbours would decide its ties.
     """
     _check_finite(rewards_PG)
-    lowest = rewards_PG.min()
-    if lowest > 0.0:
+    if rewards_PG.min() >= 0.0:
         return rewards_PG
-    if lowest == 0.0:
-        return rewards_PG + 0.0  # -0.0 becomes 0.0
-    shifted_PG: NDArray[np.float64] = rewards_PG - np.minimum(rewards_PG.min(axis=1, keepdims=True), 0.0) + 0.0
+    shifted_PG: NDArray[np.float64] = rewards_PG - np.minimum(rewards_PG.min(axis=1, keepdims=True), 0.0)
     return shifted_PG
 
 
@@ -90,7 +90,7 @@ def _sorted_keys(bits_PG: NDArray[np.int64]) -> tuple[NDArray[np.int64], int]:
     """
     size = bits_PG.shape[1]
     index_bits = (1 << (size - 1).bit_length()) - 1
-    keys_PG = bits_PG & ~index_bits
+    keys_PG = bits_PG & (MAGNITUDE & ~index_bits)  # without the sign of -0.0
     keys_PG |= np.arange(size)
     keys_PG.sort(axis=1)
     return keys_PG, index_bits

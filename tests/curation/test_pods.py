@@ -170,6 +170,10 @@ def test_a_group_far_from_the_others_is_settled_by_the_same_rule(
     assert kept_PM[1].tolist() == settled(rewards_G, keep)
 
 
+def test_minus_zero_is_zero() -> None:
+    assert max_variance([-0.0, 0.0, 1.0, 1.0], 2) == max_variance([0.0, -0.0, 1.0, 1.0], 2) == [0, 3]
+
+
 def test_groups_beyond_one_block_are_selected_as_each_alone() -> None:
     size = 256
     groups = 2 * (BLOCK_BYTES // (8 * size)) + 3
