@@ -100,8 +100,8 @@ def _measure(folder: Path) -> Measured:
     for _ in store.duck.scan(READ):
         pass
     read = time.perf_counter()
-    watermark = asyncio.run(store.groups.watermark())
-    rows = len(curate(store.judged.groups(RECIPE.runs, watermark, measured=False), RECIPE).rows)
+    watermark = asyncio.run(store.groups.watermark(RECIPE.runs))
+    rows = len(curate(store.judged.groups(RECIPE.runs, watermark), RECIPE).rows)
     curated = time.perf_counter()
     with tempfile.TemporaryDirectory() as root:
         asyncio.run(_freeze(store, Path(root)))

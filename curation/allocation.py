@@ -24,7 +24,7 @@ class Probe(Choice):
     is stored as it is."""
 
     kind: Literal["probe"] = "probe"
-    first: int = Field(4, ge=2)
+    first: int = Field(4, ge=2, le=1024)
 
 
 class Knapsack(Choice):

@@ -8,7 +8,12 @@ from curation.keys import canonical_json
 
 
 class Choice(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+    model_config = ConfigDict(
+        frozen=True,
+        extra="forbid",
+        allow_inf_nan=False,
+        str_min_length=0,  # any limit at all makes pydantic refuse half characters, which nothing could store
+    )
 
 
 def _plain(value: dict[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Prompts that share a run of words with an evaluation set (n-gram overlap, as GPT-3's and later reports do it)."""
 
 import re
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 
 from curation.keys import digest
@@ -18,16 +19,26 @@ def runs_of_words(text: str, words: int) -> Iterator[str]:
 
 
 class Forbidden:
-    """The runs of words of an evaluation set."""
+    """The runs of words of an evaluation set; see `curation.recipe.Decontamination` for what counts."""
 
-    def __init__(self, texts: Iterable[str], words: int) -> None:
-        self._words = words
-        self._runs = frozenset(run for text in texts for run in runs_of_words(text, words))
+    def __init__(self, texts: Iterable[str], words: int, least: int) -> None:
+        self._settings = words, least
+        self._runs: dict[int, set[str]] = defaultdict(set)
+        """By their number of words."""
+        self._whole: set[str] = set()
+        for text in texts:
+            [*found] = WORD.findall(text.lower())
+            self._whole.add(" ".join(found))
+            if len(found) >= min(least, words):
+                self._runs[min(len(found), words)].update(runs_of_words(text, words))
 
     def is_in(self, text: str) -> bool:
-        return any(run in self._runs for run in runs_of_words(text, self._words))
+        whole = " ".join(WORD.findall(text.lower()))
+        if whole and whole in self._whole:
+            return True
+        return any(run in runs for length, runs in self._runs.items() for run in runs_of_words(text, length))
 
     @property
     def digest(self) -> str:
         """Names the set, whatever order its texts came in."""
-        return digest(self._words, *sorted(self._runs))
+        return digest(*self._settings, *sorted(self._whole))

@@ -46,6 +46,8 @@ class Dropped(StrEnum):
     OTHER_POLICY_VERSION = auto()
     OTHER_VERIFIER = auto()
     """It has no verdicts of the verifier that the recipe names."""
+    NO_TEXT = auto()
+    """It would give rows, but its run kept the numbers of such groups only."""
     CONTAMINATED = auto()
     """Its prompt shares a run of words with an evaluation set."""
     UNSCORED = auto()
@@ -55,8 +57,6 @@ class Dropped(StrEnum):
     """Informative, but the pair rule, the margin or the down-sampling left no chosen and rejected side."""
     NONE_RIGHT = auto()
     """Some rewards, but none of a right completion."""
-    NEITHER = auto()
-    """Some rewards, but none of a right or a wrong completion."""
 
 
 class Split(StrEnum):
@@ -125,6 +125,8 @@ def _why(reason: Dropped, group: JudgedGroup, recipe: Recipe) -> str:
             return f"judged by {group.origin.verifier}"
         case Dropped.CONTAMINATED:
             return "shares a run of words with a set to keep away from"
+        case Dropped.NO_TEXT:
+            return "the run retains informative groups"
         case Dropped.UNSCORED:
             return f"none of {len(group.rewards_G)} rollouts has a reward and is let in"
         case _:
@@ -135,6 +137,12 @@ def of_group(group: JudgedGroup, recipe: Recipe) -> list[Row] | Dropped:
     """At least one row, or the reason why there is none."""
     if reason := _left_out(group, recipe):
         return reason
+    found = _rows(group, recipe)
+    # Of all shapes only prompts need no text.
+    return found if isinstance(found, Dropped) or group.has_text or recipe.shape is Shape.PROMPTS else Dropped.NO_TEXT
+
+
+def _rows(group: JudgedGroup, recipe: Recipe) -> list[Row] | Dropped:
     scored_G = eligible(group, recipe)
     match recipe.shape:
         case Shape.PROMPTS:
@@ -158,12 +166,11 @@ def _contrasts(group: JudgedGroup, scored_G: Sequence[Scored], recipe: Recipe) -
 
 
 def _singles(group: JudgedGroup, scored_G: Sequence[Scored], recipe: Recipe) -> list[Row] | Dropped:
-    """A row for each kept rollout that is right, or right or wrong."""
+    """A row for each kept rollout, or each that is right."""
     kept_G = down_sample(scored_G, group.origin.group_id, recipe)
     if recipe.shape is Shape.RIGHT:
         return [row_of(group, (s.slot,)) for s in rules.right(kept_G)] or Dropped.NONE_RIGHT
-    either = sorted(_slots([*rules.right(kept_G), *rules.wrong(kept_G)]))
-    return [row_of(group, (slot,)) for slot in either] or Dropped.NEITHER
+    return [row_of(group, (s.slot,)) for s in kept_G]
 
 
 def _slots(scored_G: Sequence[Scored]) -> list[int]:
@@ -202,8 +209,7 @@ def _teaches_nothing(scored_G: Sequence[Scored]) -> Dropped | None:
 
 def eligible(group: JudgedGroup, recipe: Recipe) -> list[Scored]:
     """The scored rollouts that the recipe lets in, in sampling order."""
-    lengths_G = [text.characters for text in group.texts_G] or [0] * len(group.rewards_G)
-    columns = zip(group.rewards_G, group.outcomes_G, group.truncated_G, lengths_G, strict=True)
+    columns = zip(group.rewards_G, group.outcomes_G, group.truncated_G, group.characters_G, strict=True)
     return [
         Scored(slot, reward, length)
         for slot, (reward, outcome, truncated, length) in enumerate(columns)

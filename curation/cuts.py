@@ -11,7 +11,7 @@ from enum import StrEnum, auto
 
 from curation.judged import Row
 from curation.keys import digest
-from curation.recipe import Recipe
+from curation.recipe import Recipe, Shape
 
 TENTHS = 10
 
@@ -19,6 +19,8 @@ TENTHS = 10
 class Cut(StrEnum):
     """Why a row was left out."""
 
+    NEITHER = auto()
+    """A completion to be labelled that is neither right nor wrong."""
     TOO_LONG = auto()
     LENGTH_RATIO = auto()
     DUPLICATE = auto()
@@ -32,6 +34,7 @@ def cut(rows: Sequence[Row], recipe: Recipe) -> tuple[list[Row], list[tuple[Row,
     kept = list(rows)
     left_out: list[tuple[Row, Cut, str]] = []
     for reason, fates in (
+        (Cut.NEITHER, _neither),
         (Cut.TOO_LONG, _too_long),
         (Cut.LENGTH_RATIO, _uneven),
         (Cut.DUPLICATE, _duplicate),
@@ -49,6 +52,12 @@ Faults = dict[int, str]
 """What speaks against a row, by its place."""
 
 
+def _neither(rows: list[Row], recipe: Recipe) -> Faults:
+    if recipe.shape is not Shape.LABELLED:
+        return {}
+    return {place: f"reward {row.rewards[0]:g}" for place, row in enumerate(rows) if 0.0 < row.rewards[0] < 1.0}
+
+
 def _too_long(rows: list[Row], recipe: Recipe) -> Faults:
     limit = recipe.max_tokens
     if limit is None:
@@ -61,8 +70,7 @@ def _uneven(rows: list[Row], recipe: Recipe) -> Faults:
     limit = recipe.max_length_ratio
     if limit is None:
         return {}
-    lengths = [[text.characters for text in row.texts] for row in rows]
-    ratios = [max(of_row) / max(1, min(of_row)) for of_row in lengths]
+    ratios = [max(row.characters) / max(1, min(row.characters)) for row in rows]
     return {place: f"ratio {ratio:.2f}, at most {limit:g}" for place, ratio in enumerate(ratios) if ratio > limit}
 
 
@@ -71,10 +79,9 @@ def _duplicate(rows: list[Row], recipe: Recipe) -> Faults:
     if not recipe.unique:
         return {}
     first: dict[Hashable, int] = {}
-    texts = [tuple(text.digest for text in row.texts) for row in rows]
     for place in sorted(range(len(rows)), key=lambda i: (-rows[i].origin.policy_version, i)):
-        first.setdefault(texts[place], place)
-    stays = {place: first[of_row] for place, of_row in enumerate(texts)}
+        first.setdefault(rows[place].digests, place)
+    stays = {place: first[row.digests] for place, row in enumerate(rows)}
     return {place: f"as in {rows[kept].origin.group_id}" for place, kept in stays.items() if place != kept}
 
 

@@ -24,28 +24,25 @@ class Origin(NamedTuple):
     temperature: float | None = None
 
 
-class TextFacts(NamedTuple):
-    """What a recipe may ask of a completion's text."""
-
-    characters: int
-    utf8_bytes: int
-    digest: str
-    """Names the texts of prompt and completion."""
-
-
 @dataclass(frozen=True, slots=True)
 class JudgedGroup:
-    """Everything but the origin is per rollout, in sampling order: columns, since most groups are only glanced at."""
+    """What ends in ``_G`` is per rollout, in sampling order: columns, since most groups are only glanced at."""
 
     origin: Origin
+    prompt_bytes: int
     rewards_G: Sequence[float | None]
     """None where no verifier reached one."""
     outcomes_G: Sequence[Outcome]
     truncated_G: Sequence[bool]
     tokens_G: Sequence[int]
     """0 where they were not recorded."""
-    texts_G: Sequence[TextFacts] = ()
-    """Empty where the texts were not measured."""
+    characters_G: Sequence[int]
+    bytes_G: Sequence[int]
+    """Of the text in UTF-8."""
+    digests_G: Sequence[str] = ()
+    """Names the texts of prompt and completion; empty unless asked for."""
+    has_text: bool = True
+    """False where retention kept the numbers only."""
 
     @property
     def scored_G(self) -> list[float]:
@@ -58,21 +55,23 @@ class Row:
     """Of a dataset, before its texts are fetched: scored rollouts of a group, and what is known of each of them."""
 
     origin: Origin
+    prompt_bytes: int
     indices: tuple[int, ...]
     """Of a pair the chosen one, then the rejected one."""
     rewards: tuple[float, ...]
     tokens: tuple[int, ...]
+    characters: tuple[int, ...]
+    bytes: tuple[int, ...]
+    digests: tuple[str, ...]
     pass_rate: float
     """Mean reward of everything scored in the group."""
-    texts: tuple[TextFacts, ...] = ()
-    """Empty where the texts were not measured."""
     advantages: tuple[float, ...] = ()
     """Only where the shape asks for them."""
 
     @property
     def longest(self) -> int:
         """Tokens; where they were not recorded bytes, of which there are at least as many."""
-        return max(tokens or text.utf8_bytes for tokens, text in zip(self.tokens, self.texts, strict=True))
+        return max(tokens or size for tokens, size in zip(self.tokens, self.bytes, strict=True))
 
 
 def row_of(group: JudgedGroup, indices: Sequence[int], advantages: Sequence[float] = ()) -> Row:
@@ -83,10 +82,13 @@ def row_of(group: JudgedGroup, indices: Sequence[int], advantages: Sequence[floa
     scored_G = group.scored_G
     return Row(
         group.origin,
+        group.prompt_bytes,
         tuple(indices),
         tuple(rewards),
         tuple([group.tokens_G[i] for i in indices]),
+        tuple([group.characters_G[i] for i in indices]),
+        tuple([group.bytes_G[i] for i in indices]),
+        tuple([group.digests_G[i] for i in indices]) if group.digests_G else (),
         sum(scored_G) / len(scored_G),
-        tuple([group.texts_G[i] for i in indices]) if group.texts_G else (),
         tuple(advantages),
     )

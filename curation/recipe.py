@@ -3,7 +3,7 @@
 from enum import StrEnum, auto
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from curation.choice import Choice
 from curation.keys import canonical_json, digest
@@ -57,34 +57,34 @@ DownSampling = Annotated[
 ]
 
 
-class _PairRule(Choice):
+class _ByReward(Choice):
     margin: float = Field(0.0, ge=0, le=1)
     """Least difference of the two rewards; equal rewards are never a pair."""
 
 
-class FirstRightFirstWrong(_PairRule):
+class FirstRightFirstWrong(Choice):
     kind: Literal["first_right_first_wrong"] = "first_right_first_wrong"
 
 
-class OneRandomPair(_PairRule):
+class OneRandomPair(Choice):
     kind: Literal["one_random_pair"] = "one_random_pair"
 
 
-class BestWithWorst(_PairRule):
+class BestWithWorst(_ByReward):
     kind: Literal["best_with_worst"] = "best_with_worst"
     length_penalty: float = Field(0.0, ge=0)
     """Reward taken off per 1,000 characters, for the ranking only."""
 
 
-class BestWithRandom(_PairRule):
+class BestWithRandom(_ByReward):
     kind: Literal["best_with_random"] = "best_with_random"
 
 
-class AllRightWithWrong(_PairRule):
+class AllRightWithWrong(Choice):
     kind: Literal["all_right_with_wrong"] = "all_right_with_wrong"
 
 
-class KRandomPairs(_PairRule):
+class KRandomPairs(Choice):
     kind: Literal["k_random_pairs"] = "k_random_pairs"
     k: int = Field(ge=1)
 
@@ -124,14 +124,17 @@ class Decontamination(Choice):
 
     prompt_sets: tuple[str, ...] = Field(min_length=1)
     words: int = Field(13, ge=1, le=100)
-    """In a run; a shorter prompt counts when all of it is one."""
+    """In a run."""
+    least: int = Field(8, ge=1, le=100)
+    """A prompt of the other sets that is shorter than a run counts wherever it stands whole, if it has so many words;
+    a still shorter one counts where it is all of a prompt."""
 
 
 class Recipe(Choice):
     """From the groups of some runs to a dataset."""
 
-    runs: tuple[str, ...] = Field(min_length=1)
-    """Names of the runs whose groups are read."""
+    runs: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(lambda runs: tuple(sorted(runs)))]
+    """Names of the runs whose groups are read; their order says nothing."""
     policy_versions: tuple[int, int] | None = None
     """First and last policy version to take groups from; None takes all."""
     shape: Shape = Shape.PAIRS
@@ -163,7 +166,7 @@ class Recipe(Choice):
     seed: int = 0
 
     @model_validator(mode="after")
-    def _limits_go_with_the_shape(self) -> "Recipe":
+    def _options_go_with_the_shape(self) -> "Recipe":
         limits = ("max_tokens", "max_length_ratio", "unique", "per_prompt", "per_difficulty", "max_pairs")
         if self.shape is Shape.PROMPTS and (given := [name for name in limits if getattr(self, name)]):
             raise ValueError(
@@ -171,6 +174,12 @@ class Recipe(Choice):
             )
         if self.shape is not Shape.PAIRS and self.max_length_ratio:
             raise ValueError("max_length_ratio compares the two sides of a pair")
+        if self.shape is not Shape.PAIRS and self.pairs != FirstRightFirstWrong():
+            raise ValueError(f"pairs is a rule for shape pairs, not for {self.shape}")
+        if self.shape is not Shape.GROUPS and self.advantages_over is not AdvantagesOver.KEPT:
+            raise ValueError("advantages_over is for shape groups")
+        if self.shape is Shape.PROMPTS and self.down_sampling != KeepAll():
+            raise ValueError("a row of shape prompts stands for all rollouts of a prompt: nothing is down-sampled")
         return self
 
     @model_validator(mode="after")
@@ -180,12 +189,6 @@ class Recipe(Choice):
         if len(set(self.runs)) < len(self.runs):
             raise ValueError("a run is named twice: its pairs would be doubled")
         return self
-
-    @property
-    def measures_texts(self) -> bool:
-        """Whether the length or the sameness of texts decides anything."""
-        penalised = isinstance(self.pairs, BestWithWorst) and self.pairs.length_penalty > 0
-        return penalised or self.unique or self.max_tokens is not None or self.max_length_ratio is not None
 
     @property
     def hash(self) -> str:

@@ -27,10 +27,11 @@ class Then(NamedTuple):
 
 
 def then_of(mean: float, group_size: int) -> Then:
-    """A group with right and wrong answers that has this mean reward. Raises ValueError for a mean of none."""
-    if not 0.0 <= mean <= 1.0:
-        raise ValueError(f"{mean} is no mean of rewards from 0 to 1")
-    right = round(mean * group_size)
+    """A group with right and wrong answers that has about this mean reward: all right or all wrong only for 1 and 0.
+    Raises ValueError for a mean of none."""
+    if isinstance(mean, bool) or not isinstance(mean, int | float) or not 0.0 <= mean <= 1.0:
+        raise ValueError(f"{mean!r} is no mean of rewards from 0 to 1")
+    right = min(max(round(mean * group_size), mean > 0), group_size - (mean < 1))
     return Then((1.0,) * right + (0.0,) * (group_size - right))
 
 
@@ -41,7 +42,7 @@ Recorded = Mapping[str, Sequence[Then]]
 class Question(Choice):
     """Which selectors to replay, and how."""
 
-    selectors: tuple[SelectorChoice, ...] = Field(min_length=1, max_length=32)
+    selectors: tuple[SelectorChoice, ...] = Field(max_length=32)
     seeds: int = Field(5, ge=1, le=100)
     """Each selector is replayed with the seeds 0, 1, ..."""
     batch: Batch | None = None
@@ -50,6 +51,8 @@ class Question(Choice):
     @field_validator("selectors")
     @classmethod
     def _each_once(cls, selectors: tuple[SelectorChoices, ...]) -> tuple[SelectorChoices, ...]:
+        if not selectors:
+            raise ValueError("name at least one")
         if len(set(selectors)) < len(selectors):
             raise ValueError("a selector is named twice")
         return selectors
@@ -61,6 +64,9 @@ class Estimate(NamedTuple):
     mean: float
     low: float
     high: float
+
+    def within(self, least: float, most: float) -> "Estimate":
+        return Estimate(self.mean, max(self.low, least), min(self.high, most))
 
 
 class Summary(NamedTuple):
@@ -157,8 +163,8 @@ def _summary(choice: SelectorChoices, question: Question, recorded: Recorded) ->
     runs = [replay(choice, recorded, seed=seed, batch=question.batch) for seed in range(question.seeds)]
     return Summary(
         choice,
-        precision=estimate([run.precision for run in runs]),
-        recall=estimate([run.recall for run in runs]),
+        precision=estimate([run.precision for run in runs]).within(0, 1),
+        recall=estimate([run.recall for run in runs]).within(0, 1),
         sampled=estimate([run.sampled for run in runs]),
         groups_per_informative=estimate([run.cost for run in runs]) if all(run.informative for run in runs) else None,
     )

@@ -16,7 +16,6 @@ from service.store.datasets import DatasetVersion
 from service.store.judged import Judged
 from service.store.prompts import Prompts
 
-NO_TEXT = "its text was not kept, so it can give no row: the run retains informative groups"
 LATER = "sampled after the dataset was frozen"
 
 
@@ -32,8 +31,7 @@ async def explain(
     rows, left_out = await asyncio.to_thread(_frozen, folder, dataset, prompt_id)
     for visit in visits:
         if group_id := visit["group_id"]:
-            later = visit["group_seq"] > dataset.watermark
-            visit["steps"] = told.get(group_id, [LATER if later else NO_TEXT])
+            visit["steps"] = told.get(group_id, [LATER])
             # A row of the shape "prompts" stands for all groups of its prompt.
             visit["rows"] = [row for row in rows if row.get("group_id", group_id) == group_id]
             visit["left_out"] = [one for one in left_out if one["group_id"] == group_id]
@@ -43,6 +41,7 @@ async def explain(
         "dataset": f"{dataset.name}@{dataset.version}",
         "prompt_id": prompt_id,
         "prompt": prompt.text,
+        "told": None if visits else f"no run of the recipe ({', '.join(recipe.runs)}) has considered it",
         "visits": visits,
     }
 

@@ -9,8 +9,9 @@ import asyncio
 import hashlib
 import os
 import shutil
+from array import array
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
@@ -24,7 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from curation.contamination import Forbidden
-from curation.curate import Curated, Split, curate, split_of
+from curation.curate import Curated, Dropped, Split, curate, split_of
+from curation.informativeness import summarize
+from curation.judged import JudgedGroup
 from curation.recipe import RULES, Recipe, Shape
 from service.shapes import count, tables_of, tables_of_left_out
 from service.stages import Invalid, NotFound, StoreFailed, stage
@@ -39,7 +42,7 @@ LEFT_OUT_FILE = "left_out.parquet"
 
 
 class Freezer:
-    """Makes dataset versions in the folder `root`."""
+    """Makes dataset versions in the folder `root`, which is nobody else's."""
 
     def __init__(
         self,
@@ -59,6 +62,8 @@ class Freezer:
         self._runs = runs
         self._datasets = datasets
         self._now = now
+        for unfinished in root.glob("*.part"):
+            shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def freeze(self, name: str, recipe: Recipe) -> DatasetVersion:
@@ -69,11 +74,24 @@ class Freezer:
         configs = [await self._runs.get(run) for run in recipe.runs]
         if recipe.shape is Shape.PAIRS and (too_small := [run.name for run in configs if run.sampling.n < 2]):
             raise Invalid("group_too_small", f"a pair needs two rollouts, and {', '.join(too_small)} samples n = 1")
-        watermark = await self._groups.watermark()
+        watermark = await self._groups.watermark(recipe.runs)
         forbidden = await _forbidden(recipe, self._prompts)
         dataset_id = recipe.dataset_id(watermark, forbidden.digest if forbidden else "")
         # An impatient client asks again while the first freeze still writes into the same folder.
-        async with self._locks.setdefault(dataset_id, asyncio.Lock()):
+        lock = self._locks.setdefault(dataset_id, asyncio.Lock())
+        # A thread cannot be stopped: whoever stops waiting must not let go of the lock.
+        return await asyncio.shield(self._once(lock, name, dataset_id, recipe, watermark, forbidden))
+
+    async def _once(
+        self,
+        lock: asyncio.Lock,
+        name: str,
+        dataset_id: str,
+        recipe: Recipe,
+        watermark: int,
+        forbidden: Forbidden | None,
+    ) -> DatasetVersion:
+        async with lock:
             if existing := await self._datasets.by_id(name, dataset_id):
                 return existing
             with stage(StoreFailed, f"freezing dataset {name}"):
@@ -83,12 +101,15 @@ class Freezer:
     def _make(self, dataset_id: str, recipe: Recipe, watermark: int, forbidden: Forbidden | None) -> dict[str, Any]:
         """Curates and writes the files; returns the manifest."""
         judged, runs = self._judged, recipe.runs
-        groups = judged.groups(runs, watermark, recipe.verifier, measured=recipe.measures_texts)
+        groups = judged.groups(runs, watermark, recipe.verifier, digests=recipe.unique)
         contaminated = judged.contaminated(runs, watermark, forbidden.is_in) if forbidden else ()
-        curated = curate(groups, recipe, contaminated)
+        rewards, sizes = array("d"), array("q")
+        curated = curate(_noting_rewards(groups, rewards, sizes), recipe, contaminated)
         funnel = _funnel(curated, recipe)
         if not curated.rows:
-            detail = f"{curated.groups} groups with text gave no row: {_reasons(funnel) or 'the runs hold none'}"
+            detail = f"{curated.groups} groups gave no row: {_reasons(funnel) or 'the runs hold none'}"
+            if judges := {one.detail for one in curated.left_out if one.reason is Dropped.OTHER_VERIFIER}:
+                detail += f" ({', '.join(sorted(judges)[:5])})"
             raise Invalid("no_rows", detail, **funnel)
         return {
             "dataset_id": dataset_id,
@@ -98,10 +119,21 @@ class Freezer:
             "watermark": watermark,
             **funnel,
             "verifiers": dict(sorted(Counter(row.origin.verifier for row in curated.rows).items())),
-            "informativeness": asdict(judged.informativeness(runs, watermark)),
+            "informativeness": asdict(summarize(rewards, sizes)),
             "spent": judged.spent(runs, watermark),
             "files": _write_files(self._root / dataset_id, curated, recipe, judged),
         }
+
+
+def _noting_rewards(
+    groups: Iterable[JudgedGroup], rewards: "array[float]", sizes: "array[int]"
+) -> Iterator[JudgedGroup]:
+    """The groups, while the rewards of every one are noted as `summarize` takes them."""
+    for group in groups:
+        scored_G = group.scored_G
+        rewards.extend(scored_G)
+        sizes.append(len(scored_G))
+        yield group
 
 
 def _funnel(curated: Curated, recipe: Recipe) -> dict[str, Any]:
@@ -124,7 +156,7 @@ async def _forbidden(recipe: Recipe, prompts: Prompts) -> Forbidden | None:
         if not held:
             raise NotFound("empty_prompt_set", f"prompt set {prompt_set!r} holds no prompts to keep away from")
         texts += [prompt.text for prompt in held.values()]
-    return await asyncio.to_thread(Forbidden, texts, against.words)
+    return await asyncio.to_thread(Forbidden, texts, against.words, against.least)
 
 
 def _reasons(funnel: dict[str, Any]) -> str:
@@ -137,23 +169,29 @@ def _write_files(folder: Path, curated: Curated, recipe: Recipe, judged: Judged)
     unfinished = folder.with_name(folder.name + ".part")
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir(parents=True)
+    try:
+        files = _write_into(unfinished, curated, recipe, judged)
+        _sync_folder(unfinished)
+        # The same id means the same bytes, so whoever finished first is right.
+        if not folder.exists():
+            unfinished.rename(folder)
+        _sync_folder(folder.parent)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return files
+
+
+def _write_into(folder: Path, curated: Curated, recipe: Recipe, judged: Judged) -> dict[str, dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {}
     for split in Split:
         rows = [row for row in curated.rows if split_of(row.origin.prompt_id, recipe) is split]
         if rows:
             names = f"{split}.parquet", f"{split}.jsonl"
-            written = _write(tables_of(rows, recipe.shape, judged), *(unfinished / name for name in names))
-            files |= {name: _seal(unfinished / name, written) for name in names}
+            written = _write(tables_of(rows, recipe.shape, judged), *(folder / name for name in names))
+            files |= {name: _seal(folder / name, written) for name in names}
     if curated.left_out:
-        written = _write(tables_of_left_out(curated.left_out), unfinished / LEFT_OUT_FILE)
-        files[LEFT_OUT_FILE] = _seal(unfinished / LEFT_OUT_FILE, written)
-    _sync_folder(unfinished)
-    # The same id means the same bytes, so whoever finished first is right.
-    if folder.exists():
-        shutil.rmtree(unfinished)
-    else:
-        unfinished.rename(folder)
-    _sync_folder(folder.parent)
+        written = _write(tables_of_left_out(curated.left_out), folder / LEFT_OUT_FILE)
+        files[LEFT_OUT_FILE] = _seal(folder / LEFT_OUT_FILE, written)
     return files
 
 

@@ -66,11 +66,15 @@ async def import_groups(
     judged = await asyncio.gather(*(_judge(prompts[i], rows[i], verify) for i in fresh))
 
     def commit(tx: Transaction) -> tuple[int, list[StoredGroup]]:
+        # Whoever imported the same while these were judged has already stored them.
+        meanwhile = {i for (i,) in tx.rows("select group_id from groups where list_contains(?, group_id)", [ids])}
         add_run(tx, run, now())
         added = add_prompts(tx, [prompts[i] for i in fresh], run.prompt_set, now()).added
         stored = []
         next_visit = _visits_so_far(tx, run_name)
         for i, rollouts_G in zip(fresh, judged, strict=True):
+            if ids[i] in meanwhile:
+                continue
             visit = Visit(prompts[i].id, next_visit[prompts[i].id], 0, RECORDED)
             next_visit[prompts[i].id] += 1
             group = Group(ids[i], run_name, prompts[i], visit.visit, 0, rollouts_G)
@@ -81,7 +85,7 @@ async def import_groups(
         return added, stored
 
     added, stored = await duck.write(commit)
-    return _summary(stored, existing=len(rows) - len(fresh), prompts=added)
+    return _summary(stored, existing=len(rows) - len(stored), prompts=added)
 
 
 def prompt_of(row: GroupIn) -> Prompt:

@@ -5,8 +5,8 @@
 """
 
 from collections.abc import Iterator, Sequence
-from itertools import groupby
-from typing import Any
+from itertools import groupby, pairwise
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -18,8 +18,12 @@ from curation.records import GroupKind, kind_of
 from service.store.judged import Judged
 
 Columns = dict[str, Any]
-ROWS_PER_PART = 10_000
-"""What a writer holds at once, and, as a row group of the file, a reader."""
+T = TypeVar("T")
+ROWS_PER_PART, BYTES_PER_PART = 10_000, 2**26
+"""What a writer holds at once, and, as a row group of the file, a reader: so many rows, of about so much text and
+tokens unless a single row has more."""
+BYTES_PER_TOKEN = 8
+"""Id and logprob."""
 
 LINEAGE = [
     ("prompt_id", pa.string()),
@@ -102,18 +106,31 @@ def tables_of(rows: Sequence[Row], shape: Shape, judged: Judged) -> Iterator[pa.
     if shape is Shape.PROMPTS:
         yield from _tables_of_prompts(rows, judged)
         return
-    prompts = judged.prompts([row.origin.prompt_id for row in rows])
-    texts = judged.texts(rows, with_tokens=shape is Shape.GROUPS)
-    for start in range(0, len(rows), ROWS_PER_PART):
-        part = rows[start : start + ROWS_PER_PART]
-        said = texts.take(sum(len(row.indices) for row in part))
-        columns = {"prompt": prompts.take(len(part))["text"]} | _own(part, shape, said) | _lineage(part)
-        yield _table(columns, COLUMNS[shape])
+    with_tokens = shape is Shape.GROUPS
+    parts = _parts(rows, [_bytes_of(row, with_tokens=with_tokens) for row in rows])
+    prompts = judged.prompts([[row.origin.prompt_id for row in part] for part in parts])
+    texts = judged.texts(parts, with_tokens=with_tokens)
+    for part, asked, said in zip(parts, prompts, texts, strict=True):
+        yield _table({"prompt": asked["text"]} | _own(part, shape, said) | _lineage(part), COLUMNS[shape])
+
+
+def _bytes_of(row: Row, *, with_tokens: bool) -> int:
+    return row.prompt_bytes + sum(row.bytes) + (BYTES_PER_TOKEN * sum(row.tokens) if with_tokens else 0)
+
+
+def _parts(units: Sequence[T], sizes: Sequence[int]) -> list[Sequence[T]]:
+    """The units in their order, cut where the next one would be too much."""
+    cuts, size = [0], 0
+    for place, of_unit in enumerate(sizes):
+        size += of_unit
+        if place - cuts[-1] == ROWS_PER_PART or (size > BYTES_PER_PART and place > cuts[-1]):
+            cuts.append(place)
+            size = of_unit
+    return [units[start:end] for start, end in pairwise([*cuts, len(units)])]
 
 
 def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
-    for start in range(0, len(left_out), ROWS_PER_PART):
-        part = left_out[start : start + ROWS_PER_PART]
+    for part in _parts(left_out, [0] * len(left_out)):
         columns: Columns = {
             "reason": [one.reason.value for one in part],
             "detail": [one.detail for one in part],
@@ -126,10 +143,9 @@ def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
 
 def _tables_of_prompts(rows: Sequence[Row], judged: Judged) -> Iterator[pa.Table]:
     by_prompt = [list(of_prompt) for _, of_prompt in groupby(rows, key=lambda row: row.origin.prompt_id)]
-    prompts = judged.prompts([groups[0].origin.prompt_id for groups in by_prompt])
-    for start in range(0, len(by_prompt), ROWS_PER_PART):
-        part = by_prompt[start : start + ROWS_PER_PART]
-        known = prompts.take(len(part))
+    parts = _parts(by_prompt, [groups[0].prompt_bytes for groups in by_prompt])
+    prompts = judged.prompts([[groups[0].origin.prompt_id for groups in part] for part in parts])
+    for part, known in zip(parts, prompts, strict=True):
         columns: Columns = {
             "prompt": known["text"],
             "reference": known["reference"],

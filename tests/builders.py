@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from curation.judged import JudgedGroup, Origin, TextFacts
+from curation.judged import JudgedGroup, Origin
 from curation.keys import digest, prompt_id
 from curation.records import Completion, FinishReason, Group, Outcome, Prompt, Rollout, Verdict
 
@@ -39,9 +39,12 @@ def judged(group: Group) -> JudgedGroup:
     texts_G = [rollout.text for rollout in group.rollouts_G]
     return JudgedGroup(
         Origin(group.prompt.id, group.run, group.visit, group.id, group.policy_version, verifier),
+        len(group.prompt.text.encode()),
         [rollout.reward for rollout in group.rollouts_G],
         [rollout.verdict.outcome for rollout in group.rollouts_G],
         [rollout.truncated for rollout in group.rollouts_G],
         [len(rollout.completion.token_ids_T) for rollout in group.rollouts_G],
-        [TextFacts(len(text), len(text.encode()), digest(group.prompt.text, text)) for text in texts_G],
+        [len(text) for text in texts_G],
+        [len(text.encode()) for text in texts_G],
+        [digest(group.prompt.text, text) for text in texts_G],
     )

@@ -3,13 +3,14 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from trainers.client import DEFAULT_SERVICE, Refinery, RefineryError
 
-__all__ = ["DEFAULT_SERVICE", "AsJson", "Service", "service_at"]
+__all__ = ["DEFAULT_SERVICE", "AsJson", "Service", "service_at", "written"]
 
 Service = Annotated[str, typer.Option(help="URL of the service.", envvar="REFINERY_SERVICE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -23,3 +24,12 @@ def service_at(url: str) -> Iterator[Refinery]:
             yield refinery
     except RefineryError as error:
         sys.exit(f"refinery: {error}")
+
+
+@contextmanager
+def written(file: Path) -> Iterator[None]:
+    """A file that cannot be written ends the command with one line."""
+    try:
+        yield
+    except (OSError, ValueError) as error:
+        sys.exit(f"refinery: {file}: {error}")

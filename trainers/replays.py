@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.table import Table
 
 from curation.replay import Question, compare, document, then_of
-from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at
+from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at, written
 
 
 def register(app: typer.Typer) -> None:
@@ -47,7 +48,8 @@ def replay(
     if chart is not None:
         from trainers.charts import draw_replay
 
-        draw_replay(result, chart)
+        with written(chart):
+            draw_replay(result, chart)
     if as_json:
         print(json.dumps(result))
         return
@@ -72,10 +74,16 @@ def _interval(estimate: dict[str, float] | None) -> str:
 
 def _replay_file(file: Path, group_size: int, question: dict[str, Any]) -> dict[str, Any]:
     try:
-        means = json.loads(file.read_text())
-        recorded = {str(prompt): [then_of(m, group_size) for m in visits] for prompt, visits in means.items()}
         asked = Question.model_validate(question)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+    except ValidationError as error:
+        first = error.errors()[0]
+        sys.exit(f"refinery: --selector: {'.'.join(map(str, first['loc'][1:]))}: {first['msg']}")
+    try:
+        means = json.loads(file.read_text())
+        if not isinstance(means, dict) or not means or not all(isinstance(visits, list) for visits in means.values()):
+            raise ValueError("not an object of {prompt: [mean reward of each visit, ...]}, or an empty one")
+        recorded = {prompt: [then_of(mean, group_size) for mean in visits] for prompt, visits in means.items()}
+    except (OSError, ValueError) as error:
         sys.exit(f"refinery: {file}: {error}")
     told = [document(summary) for summary in compare(asked, recorded)]
     return {"file": str(file), "prompts": len(recorded), "selectors": told}

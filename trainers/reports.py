@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at
+from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at, written
 
 LINES = {
     "groups": "groups",
@@ -49,7 +49,8 @@ def report(
     if chart is not None:
         from trainers.charts import draw_informativeness
 
-        draw_informativeness(rows, chart)
+        with written(chart):
+            draw_informativeness(rows, chart)
     if as_json:
         print(json.dumps(rows))
         return

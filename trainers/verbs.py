@@ -83,14 +83,15 @@ def prompts_from_environment(
 def rollouts(
     run: Annotated[str, typer.Argument(help="Name of the run.")],
     groups: Annotated[int | None, typer.Option(help="Informative groups wanted.")] = None,
-    passes: Annotated[int | None, typer.Option(help="Passes over the prompt set, instead.")] = None,
+    passes: Annotated[int | None, typer.Option(help="Passes over the prompt set, instead; one by default.")] = None,
     max_prompts: Annotated[int | None, typer.Option(help="Prompts to sample at most.")] = None,
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:
     """Samples for a run until enough informative groups are stored."""
-    wanted = {"groups": groups} if groups is not None else {"passes": passes or 1}
-    body: dict[str, Any] = wanted | {"budget": {"prompts": max_prompts}}
+    if groups is None and passes is None:
+        passes = 1
+    body: dict[str, Any] = {"groups": groups, "passes": passes, "budget": {"prompts": max_prompts}}
     with service_at(service) as refinery, progress_bar(quiet=as_json) as bar:
         job = refinery.post(f"/v1/runs/{run}/rollouts", body)
         task = bar.add_task(f"{run}: informative groups", total=groups)
@@ -194,9 +195,10 @@ def freeze(
     as_json: AsJson = False,
 ) -> None:
     """Freezes the pairs of a recipe as the next version of a dataset."""
-    text = Path(recipe[1:]).read_text() if recipe.startswith("@") else recipe
     try:
-        parsed = json.loads(text)
+        parsed = json.loads(Path(recipe[1:]).read_text() if recipe.startswith("@") else recipe)
+    except OSError as error:
+        sys.exit(f"refinery: --recipe {recipe}: {error}")
     except ValueError as error:
         sys.exit(f"refinery: --recipe is not JSON: {error}")
     with service_at(service) as refinery:
@@ -238,6 +240,8 @@ def explain(
         return
     console = Console(highlight=False)
     console.print(f"{told['prompt_id']} in {told['dataset']}: {told['prompt'][:200]}", markup=False)
+    if told["told"]:
+        console.print(f"not in it: {told['told']}", markup=False)
     for visit in told["visits"]:
         console.print(f"{visit['run']}, visit {visit['visit']}: {visit['action']}, {visit['reason']}", markup=False)
         for line in _story(visit):
@@ -256,7 +260,7 @@ def _story(visit: dict[str, Any]) -> Iterator[str]:
 def _funnel(found: dict[str, Any]) -> Table:
     manifest = found["manifest"]
     table = Table(f"{found['name']}@{found['version']}: {manifest['recipe']['shape']}", "", title_justify="left")
-    table.add_row("groups with text", str(manifest["groups"]))
+    table.add_row("groups", str(manifest["groups"]))
     for reason, count in manifest["dropped"].items():
         table.add_row(f"  gave no row: {reason.replace('_', ' ')}", f"-{count}")
     table.add_row("rows made", str(manifest["rows"] + sum(manifest["cut"].values())))

@@ -33,9 +33,9 @@ class Posterior(SelectorSettings):
     """Logits that a pass rate wanders in a pass over the prompts."""
     trend: float = Field(0.05, ge=-2, le=2)
     """Logits that pass rates rise in a pass."""
-    optimism: float = Field(0.3, ge=0)
+    optimism: float = Field(0.3, ge=0, le=100)
     """Bonus for doubt, in standard deviations."""
-    sharpness: float = Field(12.0, ge=1)
+    sharpness: float = Field(12.0, ge=1, le=1000)
 
     def build(self, *, seed: int, group_size: int) -> "_Posterior":
         return _Posterior(self, seed, group_size)

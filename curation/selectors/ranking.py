@@ -16,7 +16,7 @@ class Mopps(SelectorSettings):
     sampled."""
 
     kind: Literal["mopps"] = "mopps"
-    candidates: float = Field(2.0, ge=1)
+    candidates: float = Field(2.0, ge=1, le=1000)
     """Compared for each one that is sampled."""
     target: float = Field(0.5, gt=0, lt=1)
     keep: float = Field(0.5, ge=0, le=1)
@@ -68,7 +68,7 @@ class Learnability(SelectorSettings):
     """Highest p(1 - p) first (LILO, arXiv 2502.12272), p estimated from the prompt's past groups."""
 
     kind: Literal["learnability"] = "learnability"
-    candidates: float = Field(2.0, ge=1)
+    candidates: float = Field(2.0, ge=1, le=1000)
     keep: float = Field(0.5, ge=0, le=1)
     """As in `Mopps`."""
 

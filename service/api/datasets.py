@@ -3,6 +3,7 @@
 import asyncio
 from pathlib import Path
 from typing import Annotated, Any
+from urllib.parse import quote, urlencode
 
 import polars as pl
 from fastapi import APIRouter, Query, Request
@@ -23,7 +24,8 @@ MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "applicat
 
 @router.post("", status_code=201)
 async def freeze_dataset(body: DatasetIn, parts: PartsDep) -> DatasetOut:
-    """Freezes the pairs of a recipe as the next version of the name; the same pairs again are the same version."""
+    """Freezes what a recipe makes of its runs as the next version of the name; while these runs stand still the same
+    recipe is the same version."""
     return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe))
 
 
@@ -44,12 +46,12 @@ async def get_rows(
     version: str,
     parts: PartsDep,
     split: str = "train",
-    offset: Annotated[int, Query(ge=0)] = 0,
+    offset: Annotated[int, Query(ge=0, le=2**40)] = 0,
     length: Annotated[int, Query(ge=1, le=100)] = 100,
 ) -> Any:
     dataset = await find(name, version, parts)
     if version == LATEST:
-        return _pinned(dataset, f"rows?split={split}&offset={offset}&length={length}")
+        return _pinned(dataset, "rows", split=split, offset=offset, length=length)
     path = _path(dataset, f"{split}.parquet", parts)
     return await asyncio.to_thread(_rows, path, offset, length)
 
@@ -64,8 +66,8 @@ async def explain_prompt(
     if (prompt_id is None) == (group_id is None):
         raise Invalid("explain_what", "name a prompt_id or a group_id; one of the two")
     if version == LATEST:
-        asked = f"prompt_id={prompt_id}" if prompt_id else f"group_id={group_id}"
-        return _pinned(dataset, f"explain?{asked}")
+        asked = {"prompt_id": prompt_id} if group_id is None else {"group_id": group_id}
+        return _pinned(dataset, "explain", **asked)
     if prompt_id is None:
         prompt_id = (await parts.store.groups.get(str(group_id)))[0]["prompt_id"]
     folder = parts.dataset_root / dataset.dataset_id
@@ -102,10 +104,12 @@ async def find(name: str, version: str, parts: Parts) -> DatasetVersion:
     return await parts.store.datasets.get(name, int(version))
 
 
-def _pinned(dataset: DatasetVersion, rest: str = "") -> RedirectResponse:
+def _pinned(dataset: DatasetVersion, rest: str = "", **query: Any) -> RedirectResponse:
     """The way from "latest", which moves, to a version, which does not."""
-    url = f"/v1/datasets/{dataset.name}@{dataset.version}" + (f"/{rest}" if rest else "")
-    return RedirectResponse(url, status_code=307, headers={"cache-control": "no-store"})
+    url = f"/v1/datasets/{dataset.name}@{dataset.version}" + (f"/{quote(rest)}" if rest else "")
+    return RedirectResponse(
+        url + (f"?{urlencode(query)}" if query else ""), status_code=307, headers={"cache-control": "no-store"}
+    )
 
 
 def _path(dataset: DatasetVersion, file: str, parts: Parts) -> Path:

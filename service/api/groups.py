@@ -33,6 +33,8 @@ async def list_groups(
     limit: Limit = 100,
 ) -> Page[GroupOut]:
     """Groups in the order they were stored, without their rollouts."""
+    if run is not None:
+        await parts.store.runs.get(run)
     rows = await parts.store.groups.page(run=run, informative=informative, after=decode_cursor(cursor, 0), limit=limit)
     return Page.of([GroupOut.of(row) for row in rows], limit, rows[-1]["seq"] if rows else None)
 

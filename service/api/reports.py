@@ -16,7 +16,7 @@ from service.stages import Invalid
 from service.store.duck import Row
 
 router = APIRouter(prefix="/v1", tags=["reports"])
-Price = Annotated[float | None, Query(ge=0, description="Of a million sampled tokens, in any currency.")]
+Price = Annotated[float | None, Query(ge=0, le=1e9, description="Of a million sampled tokens, in any currency.")]
 
 
 class InformativenessOut(BaseModel):
@@ -61,8 +61,9 @@ class InformativenessOut(BaseModel):
     sampling_seconds: float
     verifying_seconds: float
     tokens_per_informative_group: float | None
+    """All tokens of these groups over the informative ones. Of a run that is with its waste; of a dataset only of the
+    groups in it, and what all groups took is `spent` in its manifest."""
     price_per_informative_group: float | None = None
-    """At one pair a group also the price of a pair."""
 
     @classmethod
     def of(cls, row: Row, price: float | None) -> "InformativenessOut":
@@ -100,7 +101,7 @@ async def run_informativeness(run: str, parts: PartsDep, price: Price = None) ->
 async def dataset_informativeness(
     name: str, version: str, parts: PartsDep, price: Price = None
 ) -> list[InformativenessOut]:
-    """Of the groups that gave rows: all together, then by run, then by policy version."""
+    """Of the groups that gave rows, as they are judged now: all together, then by run, then by policy version."""
     dataset = await find(name, version, parts)
     folder = parts.dataset_root / dataset.dataset_id
     files = [folder / f"{split}.parquet" for split in Split if f"{split}.parquet" in dataset.manifest["files"]]

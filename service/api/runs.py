@@ -41,7 +41,9 @@ async def get_run(run: str, parts: PartsDep) -> RunOut:
     return RunOut(
         config=config,
         funnel=await groups.funnel(run=run),
-        informativeness=await asyncio.to_thread(parts.store.judged.informativeness, [run], await groups.watermark()),
+        informativeness=await asyncio.to_thread(
+            parts.store.judged.informativeness, [run], await groups.watermark([run])
+        ),
         epochs=await groups.epochs(run),
     )
 

@@ -49,7 +49,7 @@ def decode_cursor(cursor: str | None, start: T) -> T:
         return start
     try:
         key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
-    except ValueError:
+    except (ValueError, RecursionError):
         key = None
     if not isinstance(key, type(start)):
         raise Invalid("bad_cursor", f"{cursor!r} is no cursor of this list; start without one")

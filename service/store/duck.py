@@ -10,10 +10,13 @@ import asyncio
 import fcntl
 import math
 import queue
+import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
@@ -35,6 +38,8 @@ COMMIT_SECONDS = 1.0
 READERS = 4
 ROWS_PER_BATCH = 65_536
 """Of a scan."""
+SCAN_END_SECONDS = 10.0
+"""That a scan has to end when the store is closed."""
 
 
 class Locked(StoreFailed):
@@ -103,6 +108,10 @@ class Duck:
         for _ in range(READERS):
             self._readers.put(self._connection.cursor())
         self._writes: queue.Queue[_Write | None] = queue.Queue()
+        self._scans: set[duckdb.DuckDBPyConnection] = set()
+        self._scanning = threading.Condition()
+        self._closing = False
+        self._scratch = _empty(path.with_suffix(".scratch"))
         self._thread = threading.Thread(target=self._write_forever, name="store-writer")
         self._thread.start()
 
@@ -120,25 +129,48 @@ class Duck:
         return await asyncio.to_thread(self._read, sql, parameters)
 
     def scan(
-        self, sql: str, parameters: Parameters = (), tables: Mapping[str, pa.Table] | None = None
+        self,
+        sql: str,
+        parameters: Parameters = (),
+        tables: Mapping[str, pa.Table] | None = None,
+        rows_per_batch: int = ROWS_PER_BATCH,
     ) -> Iterator[pa.RecordBatch]:
         """A query's answer bit by bit, for answers that need not fit in memory; `tables` are known to it by name.
 
         Blocks, so it belongs into a thread; it has a cursor of its own and keeps no other reader waiting.
         """
         cursor = self._connection.cursor()
+        with self._scanning:
+            self._scans.add(cursor)
         try:
             with stage(StoreFailed, "reading"):
                 for name, table in (tables or {}).items():
                     cursor.register(name, table)
-                yield from cursor.execute(sql, parameters).to_arrow_reader(ROWS_PER_BATCH)
+                for batch in cursor.execute(sql, parameters).to_arrow_reader(rows_per_batch):
+                    if self._closing:
+                        raise StoreFailed("the store is being closed")
+                    yield batch
         finally:
             cursor.close()
+            with self._scanning:
+                self._scans.discard(cursor)
+                self._scanning.notify_all()
+
+    @contextmanager
+    def scratch(self) -> Iterator[Path]:
+        """A folder beside the database for what does not fit in memory, gone afterwards."""
+        with tempfile.TemporaryDirectory(dir=self._scratch) as folder:
+            yield Path(folder)
 
     def close(self) -> None:
-        """Commits what waits, then closes; a second call does nothing."""
+        """Ends the scans, commits what waits, then closes; a second call does nothing."""
         if not self._thread.is_alive():
             return
+        self._closing = True
+        with self._scanning:
+            for cursor in self._scans:
+                cursor.interrupt()
+            self._scanning.wait_for(lambda: not self._scans, SCAN_END_SECONDS)
         self._writes.put(None)
         self._thread.join()
         while not self._readers.empty():
@@ -203,6 +235,13 @@ class Duck:
         except duckdb.Error:
             # No transaction is open: the failure was the begin itself, or DuckDB rolled back already.
             pass
+
+
+def _empty(folder: Path) -> Path:
+    """The folder without what a killed process left there."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    return folder
 
 
 def _take_lock(path: Path) -> TextIO:

@@ -152,10 +152,13 @@ class Groups:
         rollouts = await self._duck.read("select * from rollouts where group_id = ? order by idx", [group_id])
         return groups[0], rollouts
 
-    async def watermark(self) -> int:
-        """Sequence number of the newest group or rescore; 0 in an empty store."""
+    async def watermark(self, runs: Sequence[str]) -> int:
+        """Sequence number of the newest group or rescore of these runs; 0 where there is none."""
         [row] = await self._duck.read(
-            "select coalesce(max(seq), 0) as seq from (select seq from groups union all select seq from rescores)"
+            """select coalesce(max(seq), 0) as seq from (
+               select seq from groups where list_contains($runs, run)
+               union all select seq from rescores where list_contains($runs, run))""",
+            {"runs": list(runs)},
         )
         return int(row["seq"])
 

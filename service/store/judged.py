@@ -6,7 +6,8 @@
 """
 
 from collections.abc import Callable, Collection, Iterator, Sequence
-from itertools import chain
+from itertools import accumulate, chain
+from math import fsum
 
 import numpy as np
 import polars as pl
@@ -14,10 +15,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from curation.informativeness import Informativeness, summarize
-from curation.judged import JudgedGroup, Origin, Row, TextFacts
+from curation.judged import JudgedGroup, Origin, Row
 from curation.records import Outcome
 from service.stages import StoreFailed
 from service.store.duck import Duck
+from service.store.shelves import in_order
+
+WIDE_ROWS_PER_BATCH = 2048
+"""Of a scan with texts, of which Arrow holds only up to 2 GiB in one piece."""
 
 
 class Judged:
@@ -31,13 +36,13 @@ class Judged:
         verifier: str | None = None,
         prompt_id: str | None = None,
         *,
-        measured: bool = True,
+        digests: bool = False,
     ) -> Iterator[JudgedGroup]:
-        """The groups whose text is kept, in the order they were stored. They carry their newest verdicts; with the
-        label of a verifier, those where they have them. One prompt only, if named."""
+        """The groups in the order they were stored. They carry their newest verdicts; with the label of a verifier,
+        those where they have them. One prompt only, if named. Raises StoreFailed for a group that is not whole."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
         rest = pl.DataFrame()
-        for batch in self._duck.scan(GROUPS.format(MEASURES if measured else "null"), scope):
+        for batch in self._duck.scan(GROUPS.format(DIGEST if digests else "null"), scope):
             frame = pl.concat([rest, pl.DataFrame(pa.Table.from_batches([batch]))], how="diagonal")
             # The last group may go on in the next batch.
             is_last = pl.col("seq") == frame["seq"][-1]
@@ -47,16 +52,18 @@ class Judged:
             yield from _groups_in(rest)
 
     def informativeness(self, runs: Sequence[str], watermark: int) -> Informativeness:
-        """Of every group of the runs, with and without text."""
+        """Of every group of the runs, by its newest verdicts."""
         batches = list(self._duck.scan(REWARDS, {"runs": list(runs), "watermark": watermark}))
         lists = pa.chunked_array([batch.column(0) for batch in batches], REWARDS_TYPE)
         return summarize(pc.list_flatten(lists), pc.list_value_length(lists))
 
     def spent(self, runs: Sequence[str], watermark: int) -> dict[str, float]:
         """Tokens and seconds that all groups of the runs took, waste included."""
-        [batch] = self._duck.scan(SPENT, {"runs": list(runs), "watermark": watermark})
-        [spent] = batch.to_pylist()
-        return dict(spent)
+        parts: dict[str, list[float]] = {"tokens": [], "sampling_seconds": [], "verifying_seconds": []}
+        for batch in self._duck.scan(SPENT, {"runs": list(runs), "watermark": watermark}):
+            for name, values in parts.items():
+                values += batch[name].to_pylist()
+        return {name: fsum(values) for name, values in parts.items()}  # exact, so in any order
 
     def contaminated(self, runs: Sequence[str], watermark: int, is_in: Callable[[str], bool]) -> Collection[str]:
         """Ids of the prompts of these runs whose text `is_in` a set to keep away from."""
@@ -64,58 +71,45 @@ class Judged:
         pairs = (zip(*(column.to_pylist() for column in batch.columns), strict=True) for batch in batches)
         return frozenset(prompt_id for prompt_id, text in chain.from_iterable(pairs) if is_in(text))
 
-    def prompts(self, prompt_ids: Sequence[str]) -> "Stream":
-        """text, reference and verifier of each, in this order."""
-        wanted = pa.table({"place": np.arange(len(prompt_ids)), "prompt_id": pa.array(prompt_ids, pa.string())})
-        return Stream(self._duck.scan(PROMPTS, tables={"wanted": wanted}))
+    def prompts(self, parts: Sequence[Sequence[str]]) -> Iterator[pa.Table]:
+        """A table for each part: text, reference and verifier of each of these prompts, in this order."""
+        ids = pa.array([prompt_id for part in parts for prompt_id in part], pa.string())
+        wanted = pa.table({"place": np.arange(len(ids)), "prompt_id": ids})
+        return self._fetched(PROMPTS, wanted, [len(part) for part in parts])
 
-    def texts(self, rows: Sequence[Row], *, with_tokens: bool) -> "Stream":
-        """The text of each rollout of each row, in their order; with token_ids and logprobs on demand."""
-        group_ids = [row.origin.group_id for row in rows for _ in row.indices]
-        slots = [index for row in rows for index in row.indices]
-        wanted = pa.table({"place": np.arange(len(slots)), "group_id": pa.array(group_ids, pa.string()), "idx": slots})
-        return Stream(self._duck.scan(TOKENS if with_tokens else TEXTS, tables={"wanted": wanted}))
+    def texts(self, parts: Sequence[Sequence[Row]], *, with_tokens: bool) -> Iterator[pa.Table]:
+        """A table for each part: the text of each rollout of each of its rows, all of groups that have it, in their
+        order; with token_ids and logprobs on demand."""
+        rows = [row for part in parts for row in part]
+        group_ids = pa.array([row.origin.group_id for row in rows for _ in row.indices], pa.string())
+        slots = pa.array([index for row in rows for index in row.indices], pa.int32())
+        wanted = pa.table({"place": np.arange(len(slots)), "group_id": group_ids, "idx": slots})
+        sizes = [sum(len(row.indices) for row in part) for part in parts]
+        return self._fetched(TOKENS if with_tokens else TEXTS, wanted, sizes)
 
-
-class Stream:
-    """Rows that are taken in the order they come."""
-
-    def __init__(self, batches: Iterator[pa.RecordBatch]) -> None:
-        self._batches = batches
-        self._held: list[pa.RecordBatch] = []
-
-    def take(self, count: int) -> pa.Table:
-        """The next rows. Raises StoreFailed if there are fewer: some were removed since they were promised."""
-        held = sum(batch.num_rows for batch in self._held)
-        while held < count:
-            batch = next(self._batches, None)
-            if batch is None:
-                raise StoreFailed(f"{count - held} texts are gone that the store held a moment ago; freeze again")
-            self._held.append(batch)
-            held += batch.num_rows
-        table = pa.Table.from_batches(self._held)
-        self._held = table.slice(count).to_batches()
-        return table.slice(0, count)
+    def _fetched(self, sql: str, wanted: pa.Table, sizes: Sequence[int]) -> Iterator[pa.Table]:
+        with self._duck.scratch() as folder:
+            batches = self._duck.scan(sql, tables={"wanted": wanted}, rows_per_batch=WIDE_ROWS_PER_BATCH)
+            yield from in_order(batches, list(accumulate(sizes)), folder)
 
 
 GROUPS = """
 select g.seq, g.prompt_id, g.run, g.visit, g.group_id, g.policy_version, g.temperature,
+       strlen(p.text)::int as prompt_bytes, r.text is not null as has_text, r.idx,
        if(coalesce(n.verdicts is null or r.verifier = $verifier, false),
           {{outcome: r.outcome, reward: r.reward, verifier: r.verifier}},
           {{outcome: n.verdicts[r.idx + 1].outcome, reward: n.verdicts[r.idx + 1].reward,
             verifier: n.verdicts[r.idx + 1].verifier}}) as verdict,
-       r.finish_reason = 'length' as truncated, r.tokens, {} as facts
+       r.finish_reason = 'length' as truncated, r.tokens,
+       coalesce(length(r.text), 0)::int as characters, coalesce(strlen(r.text), 0)::int as bytes, {} as digest
 from rollouts r join groups g using (group_id) join prompts p using (prompt_id)
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
            group by group_id) n on n.group_id = g.group_id
-where r.text is not null and g.seq <= $watermark and list_contains($runs, g.run)
-      and ($prompt_id is null or g.prompt_id = $prompt_id)
+where g.seq <= $watermark and list_contains($runs, g.run) and ($prompt_id is null or g.prompt_id = $prompt_id)
 order by g.seq, r.idx
 """
-MEASURES = """
-{characters: length(r.text)::int, utf8_bytes: strlen(r.text)::int, digest: md5(md5(p.text) || md5(r.text))}
-"""
+DIGEST = "coalesce(md5(md5(p.text) || md5(r.text)), '-')"
 
 REWARDS = """
 select coalesce(n.rewards, g.rewards) from groups g
@@ -126,32 +120,43 @@ where g.seq <= $watermark and list_contains($runs, g.run)
 REWARDS_TYPE = pa.list_(pa.float64())
 
 SPENT = """
-select coalesce(sum(tokens), 0)::bigint as tokens, coalesce(fsum(sampling_seconds), 0) as sampling_seconds,
-       coalesce(fsum(verifying_seconds), 0) as verifying_seconds
-from groups where seq <= $watermark and list_contains($runs, run)
+select tokens::double as tokens, sampling_seconds, verifying_seconds from groups
+where seq <= $watermark and list_contains($runs, run)
 """
 
 PROMPTS_OF_RUNS = """
 select prompt_id, text from prompts
 semi join (select prompt_id from groups where seq <= $watermark and list_contains($runs, run)) using (prompt_id)
 """
-PROMPTS = """
-select p.text, p.reference, p.verifier from wanted w join prompts p using (prompt_id) order by w.place
-"""
-TEXTS = "select r.text from wanted w join rollouts r using (group_id, idx) order by w.place"
-TOKENS = """
-select r.text, r.token_ids, r.logprobs from wanted w join rollouts r using (group_id, idx) order by w.place
-"""
+
+PROMPTS = "select w.place, p.text, p.reference, p.verifier from wanted w join prompts p using (prompt_id)"
+TEXTS = "select w.place, r.text from wanted w join rollouts r using (group_id, idx)"
+TOKENS = "select w.place, r.text, r.token_ids, r.logprobs from wanted w join rollouts r using (group_id, idx)"
 
 OUTCOMES = {outcome.value: outcome for outcome in Outcome}
-OF_GROUP = ("prompt_id", "run", "visit", "group_id", "policy_version", "verifier", "temperature")
-OF_ROLLOUT = ("reward", "outcome", "truncated", "tokens", "facts")
+OF_ORIGIN = ("prompt_id", "run", "visit", "group_id", "policy_version", "verifier", "temperature")
+OF_GROUP = ("prompt_bytes", "has_text")
+OF_ROLLOUT = ("reward", "outcome", "truncated", "tokens", "characters", "bytes", "digest")
 
 
 def _groups_in(frame: pl.DataFrame) -> Iterator[JudgedGroup]:
     by_group = frame.unnest("verdict").group_by("seq", maintain_order=True)
-    rows = by_group.agg(pl.col(OF_GROUP).first(), pl.col(OF_ROLLOUT)).select(OF_GROUP + OF_ROLLOUT)
-    for *origin, rewards, outcomes, truncated, tokens, facts in rows.iter_rows():
-        judged = [OUTCOMES[outcome] for outcome in outcomes]
-        texts = [TextFacts(**fact) for fact in facts if fact]
-        yield JudgedGroup(Origin._make(origin), rewards, judged, truncated, tokens, texts)
+    whole = (pl.col("idx") == pl.int_range(pl.len())).all().alias("whole")
+    groups = by_group.agg(pl.col(OF_ORIGIN + OF_GROUP).first(), pl.col(OF_ROLLOUT), whole)
+    if broken := groups.filter(~pl.col("whole"))["group_id"].to_list():
+        raise StoreFailed(f"group {broken[0]} is stored twice or in part: the store is damaged")
+    for row in groups.select(OF_ORIGIN + OF_GROUP + OF_ROLLOUT).iter_rows():
+        origin = Origin._make(row[: len(OF_ORIGIN)])
+        prompt_bytes, has_text, rewards, outcomes, truncated, tokens, characters, sizes, digests = row[len(OF_ORIGIN) :]
+        yield JudgedGroup(
+            origin,
+            prompt_bytes,
+            rewards,
+            [OUTCOMES[outcome] for outcome in outcomes],
+            truncated,
+            tokens,
+            characters,
+            sizes,
+            digests if digests[0] else (),
+            has_text,
+        )

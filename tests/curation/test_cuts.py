@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -52,10 +53,11 @@ def test_every_row_is_kept_or_counted_and_every_group_gives_rows_or_is_counted(
     every = curate(history, recipe)
     some = curate(history, recipe.model_copy(update=limits))
 
-    assert len(some.rows) + some.cut.total() == len(every.rows)
+    assert len(some.rows) + some.cut.total() == len(every.rows) + every.cut.total()
     assert [row for row in names(every.rows) if row in names(some.rows)] == names(some.rows)
     assert some.dropped == every.dropped
-    assert len({row.origin.group_id for row in every.rows}) + every.dropped.total() == len(history)
+    with_rows = {one.origin for one in every.rows} | {one.origin for one in every.left_out if one.indices}
+    assert len(with_rows) + every.dropped.total() == len(history)
 
 
 @given(group_lists(), recipes, limits)
@@ -143,14 +145,47 @@ def test_each_shape_takes_what_it_can_use() -> None:
     ]
 
     def rows(shape: Shape) -> tuple[int, dict[Dropped, int]]:
-        found = curated(history, shape=shape)
+        found = curate(history, Recipe(runs=("run",), shape=shape))
+        assert found.cut == ({Cut.NEITHER: 3} if shape is Shape.LABELLED else {})
         return len(found.rows), dict(found.dropped)
 
     assert rows(Shape.PAIRS) == (1, {Dropped.EASY: 1, Dropped.HARD: 2, Dropped.UNSCORED: 1})
-    assert rows(Shape.LABELLED) == (6, {Dropped.NEITHER: 1, Dropped.UNSCORED: 1})
+    assert rows(Shape.LABELLED) == (6, {Dropped.UNSCORED: 1})
     assert rows(Shape.RIGHT) == (3, {Dropped.NONE_RIGHT: 2, Dropped.UNSCORED: 1})
     assert rows(Shape.PROMPTS) == (4, {Dropped.UNSCORED: 1})
     assert rows(Shape.GROUPS) == (1, {Dropped.EASY: 1, Dropped.HARD: 2, Dropped.UNSCORED: 1})
+
+
+def test_a_group_without_text_gives_rows_of_prompts_only_and_is_counted() -> None:
+    bare = [replace(judged(a_group(1.0, 0.0)), has_text=False)]
+
+    for shape in Shape:
+        found = curation.curate(bare, Recipe(runs=("run",), shape=shape))
+        assert (len(found.rows), found.dropped) == ((1, {}) if shape is Shape.PROMPTS else (0, {Dropped.NO_TEXT: 1}))
+
+
+def test_a_group_without_text_that_teaches_nothing_is_counted_as_that() -> None:
+    bare = [replace(judged(a_group(1.0, 1.0)), has_text=False)]
+
+    assert curation.curate(bare, Recipe(runs=("run",))).dropped == {Dropped.EASY: 1}
+
+
+@pytest.mark.parametrize(
+    "idle",
+    [
+        {"shape": "labelled", "pairs": {"kind": "one_random_pair"}},
+        {"shape": "pairs", "advantages_over": "all"},
+        {"shape": "prompts", "down_sampling": {"kind": "random", "keep": 2}},
+        {"pairs": {"kind": "one_random_pair", "margin": 0.5}},
+    ],
+)
+def test_an_option_that_could_do_nothing_is_refused(idle: dict[str, Any]) -> None:
+    with pytest.raises(ValueError):  # noqa: PT011 - each says it in its own words
+        Recipe.model_validate({"runs": ["run"], **idle})
+
+
+def test_the_order_of_the_runs_says_nothing() -> None:
+    assert Recipe(runs=("b", "a")).hash == Recipe(runs=("a", "b")).hash
 
 
 def test_a_group_whose_kept_rollouts_agree_teaches_nothing() -> None:
@@ -190,7 +225,7 @@ def test_a_draw_among_equals_takes_each_of_them_sometimes_and_the_same_by_the_sa
 
 def test_a_prompt_that_shares_a_run_of_words_is_left_out_and_counted() -> None:
     history = [a_group(1.0, 0.0, prompt=a_prompt(text)) for text in ("How many eggs does Janet sell?", "2 + 2?")]
-    forbidden = Forbidden(["Tell me: how many EGGS, does janet sell today"], 5)
+    forbidden = Forbidden(["Tell me: how many EGGS, does janet sell today"], 5, 5)
 
     contaminated = {group.prompt.id for group in history if forbidden.is_in(group.prompt.text)}
 
@@ -203,11 +238,15 @@ def test_a_prompt_that_shares_a_run_of_words_is_left_out_and_counted() -> None:
 words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=12).map(" ".join)
 
 
-@given(words, words, st.integers(1, 4))
-def test_two_texts_overlap_when_they_share_a_run(text: str, other: str, count: int) -> None:
+@given(words, words, st.integers(1, 4), st.integers(1, 5))
+def test_two_texts_overlap_when_they_share_a_run(text: str, other: str, count: int, least: int) -> None:
     shared = set(runs_of_words(text, count)) & set(runs_of_words(other, count))
+    inside = len(other.split()) >= least and f" {other} " in f" {text} "
+    long_enough = len(other.split()) >= count
 
-    assert Forbidden([other], count).is_in(text) == bool(shared)
+    assert Forbidden([other], count, least).is_in(text) == bool(
+        other and (text == other or inside or (long_enough and shared))
+    )
     assert all(len(run.split()) == min(count, len(text.split())) for run in runs_of_words(text, count))
 
 
@@ -215,5 +254,16 @@ def test_two_texts_overlap_when_they_share_a_run(text: str, other: str, count: i
 def test_a_forbidden_set_is_named_by_what_it_holds(texts: list[str], rng: Any) -> None:
     shuffled = rng.sample(texts, len(texts))
 
-    assert Forbidden(texts, 2).digest == Forbidden(shuffled, 2).digest
-    assert Forbidden(["x y", *texts], 2).digest != Forbidden(texts, 2).digest
+    assert Forbidden(texts, 2, 2).digest == Forbidden(shuffled, 2, 2).digest
+    assert Forbidden(["x y", *texts], 2, 2).digest != Forbidden(texts, 2, 2).digest
+    assert Forbidden(texts, 2, 1).digest != Forbidden(texts, 2, 2).digest
+
+
+def test_a_short_evaluation_prompt_is_found_where_it_stands_whole() -> None:
+    question = "What is the capital city of the country France today?"
+    forbidden = Forbidden([question, "Why?"], 13, 8)
+
+    assert forbidden.is_in(f"A riddle. {question} Answer in one word and think about it at length before you do.")
+    assert not forbidden.is_in("What is the capital city of the country France?")
+    assert forbidden.is_in("why")
+    assert not forbidden.is_in("Why is the sky blue?")

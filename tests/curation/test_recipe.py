@@ -7,16 +7,18 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curation.keys import digest
-from curation.recipe import RULES, BestWithWorst, KRandomPairs, MaxVariance, OneRandomPair, Recipe
+from curation.recipe import RULES, BestWithWorst, KRandomPairs, MaxVariance, OneRandomPair, Recipe, Shape
 from tests.curation.strategies import recipes
 
 A_RECIPE = Recipe(runs=("a", "b"), policy_versions=(1, 4), down_sampling=MaxVariance(keep=4), pairs=KRandomPairs(k=2))
 
+PLAIN = Recipe(runs=("a",))
+OF_GROUPS = Recipe(runs=("a",), shape=Shape.GROUPS)
 ANOTHER: dict[str, list[Any]] = {
-    "runs": [("a",), ("b", "a"), ("a", "b", "c"), ("ab",)],
+    "runs": [("a",), ("a", "c"), ("a", "b", "c"), ("ab",)],
     "policy_versions": [None, (0, 4), (1, 5)],
     "down_sampling": [{"kind": "keep_all"}, {"kind": "max_variance", "keep": 5}, {"kind": "max_reward", "keep": 4}],
-    "pairs": [OneRandomPair(), BestWithWorst(), KRandomPairs(k=3), KRandomPairs(k=2, margin=0.5)],
+    "pairs": [OneRandomPair(), BestWithWorst(), KRandomPairs(k=3), BestWithWorst(margin=0.5)],
     "no_answer_is_wrong": [False],
     "truncated": [True],
     "verifier": ["math@1", "math@2", "math@1?literal=true"],
@@ -64,7 +66,7 @@ def test_a_default_spelled_out_is_the_same_recipe() -> None:
     short = Recipe.model_validate_json('{"runs": ["a"]}')
     long = Recipe.model_validate_json(
         '{"seed": 0, "test_share": 0, "runs": ["a"], "down_sampling": {"kind": "keep_all"}, "max_pairs": null,'
-        ' "policy_versions": null, "pairs": {"margin": 0, "kind": "first_right_first_wrong"}}'
+        ' "policy_versions": null, "pairs": {"kind": "first_right_first_wrong"}}'
     )
 
     assert long.hash == short.hash
@@ -80,9 +82,10 @@ def test_two_recipes_have_one_hash_exactly_when_they_are_equal(some: Recipe, oth
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ANOTHER.items() for value in values])
 def test_a_recipe_that_differs_in_one_field_has_another_hash(field: str, value: Any) -> None:
-    changed = Recipe.model_validate({**A_RECIPE.model_dump(), field: value})
+    recipe = {"shape": PLAIN, "advantages_over": OF_GROUPS}.get(field, A_RECIPE)
+    changed = Recipe.model_validate({**recipe.model_dump(), field: value})
 
-    assert changed.hash != A_RECIPE.hash
+    assert changed.hash != recipe.hash
 
 
 def test_no_field_escapes_the_hash() -> None:

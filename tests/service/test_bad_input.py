@@ -1,5 +1,6 @@
 """Bad input is a clear error, and changes nothing."""
 
+import base64
 import io
 import json
 from typing import Any
@@ -28,6 +29,8 @@ BAD_PROMPTS = {
     "an empty reference": GOOD | {"reference": ""},
     "a number as prompt": GOOD | {"prompt": 4},
     "NaN in the metadata": GOOD | {"metadata": {"x": float("nan")}},
+    "half a character in the reference": GOOD | {"reference": "\ud800", "verifier": "exact"},
+    "half a character as field": GOOD | {"\ud800": 1},
     "a lone surrogate in the metadata": GOOD | {"metadata": {"x": "\ud800"}},
     "metadata that is no object": GOOD | {"metadata": [1]},
     "a list as row": [1, 2],
@@ -317,3 +320,43 @@ def test_an_odd_prompt_is_text_like_any_other(client: TestClient, text: str) -> 
     [stored] = client.get("/v1/prompts?set=s").json()["items"]
     assert answer.status_code == 201
     assert (stored["prompt"], stored["metadata"]) == (text, {"x": text})
+
+
+HOSTILE = {
+    "half a character in a recipe": ("/v1/datasets", {"name": "d", "recipe": {"runs": ["\ud800"]}}),
+    "half a character as verifier": ("/v1/datasets", {"name": "d", "recipe": {"runs": ["r"], "verifier": "\ud800"}}),
+    "half a character in a replay": ("/v1/replay", {"run": "\ud800", "selectors": [{"kind": "all"}]}),
+    "too many candidates": ("/v1/replay", {"run": "r", "selectors": [{"kind": "mopps", "candidates": 1e308}]}),
+    "too much optimism": ("/v1/replay", {"run": "r", "selectors": [{"kind": "posterior", "optimism": 1e308}]}),
+    "no selectors": ("/v1/replay", {"run": "r", "selectors": []}),
+    "an endless top_k": ("/v1/runs", GRESO_RUN | {"name": "x", "sampling": {"top_k": 10**30}}),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), HOSTILE.values(), ids=HOSTILE)
+def test_what_no_machine_could_do_is_refused_before_anything_is_done(
+    path: str, body: dict[str, Any], client: TestClient
+) -> None:
+    prepare(client)
+    before = everything(client)
+
+    answer = client.post(path, content=json.dumps(body), headers={"content-type": "application/json"})
+
+    assert answer.status_code == 422, answer.text
+    assert answer.json()["code"] == "invalid_request"
+    assert everything(client) == before
+
+
+@pytest.mark.parametrize(
+    ("query", "status"),
+    [
+        ("/v1/groups?cursor=" + base64.urlsafe_b64encode(b"[" * 3000).decode(), 422),
+        ("/v1/groups?run=nobody", 404),
+        (f"/v1/datasets/d@1/rows?offset={2**63}", 422),
+        ("/v1/runs/r/informativeness?price=inf", 422),
+    ],
+)
+def test_a_query_that_makes_no_sense_is_refused(query: str, status: int, client: TestClient) -> None:
+    prepare(client)
+
+    assert client.get(query).status_code == status

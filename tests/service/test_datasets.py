@@ -6,11 +6,13 @@ import json
 from concurrent.futures import ThreadPoolExecutor
 
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
+from service import shapes
 from tests.service.conftest import OpenService
-from tests.service.steps import freeze, prepare, sample
+from tests.service.steps import GRESO_RUN, freeze, prepare, sample
 
 
 @pytest.fixture
@@ -174,3 +176,50 @@ def test_the_same_dataset_asked_for_twice_at_once_is_made_once(sampled: TestClie
 
     assert [one["version"] for one in frozen] == [1, 1, 1, 1]
     assert len({one["manifest"]["files"]["train.parquet"]["sha256"] for one in frozen}) == 1
+
+
+def test_row_groups_are_bounded_by_what_they_hold(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "BYTES_PER_PART", 100_000)
+    tokens = 1000
+    rows = [
+        {
+            "prompt": f"{n} + 1?",
+            "reference": str(n + 1),
+            "verifier": "numeric",
+            "rollouts": [
+                {"text": str(n + off), "token_ids": [off] * tokens, "logprobs": [-0.5] * tokens} for off in (0, 1) * 4
+            ],
+        }
+        for n in range(20)
+    ]
+    assert client.post("/v1/rollouts/import?run=r", json=rows).status_code == 201
+
+    frozen = freeze(client, "d", shape="groups")
+
+    file = pq.ParquetFile(io.BytesIO(client.get(frozen["urls"]["train.parquet"]).content))
+    assert [file.metadata.row_group(i).num_rows for i in range(file.num_row_groups)] == [1] * 20  # 64,000 bytes each
+    assert all(
+        ids == [int(text) - int(row["prompt"].split()[0])] * tokens
+        for row in file.read().to_pylist()
+        for text, ids in zip(row["completions"], row["token_ids"], strict=True)
+    )
+
+
+def test_a_dataset_of_prompts_counts_groups_whose_text_was_not_kept(client: TestClient) -> None:
+    prepare(client, selector={"kind": "all"})
+    sample(client, passes=1)
+
+    prompts = freeze(client, "p", shape="prompts")["manifest"]
+    right = freeze(client, "r", shape="right")["manifest"]
+
+    assert (prompts["rows"], prompts["groups"], prompts["dropped"]) == (30, 30, {})
+    assert right["dropped"]["no_text"] == 10  # the prompts that are always right
+    assert right["groups"] == 30
+
+
+def test_work_in_another_run_makes_no_new_version(sampled: TestClient) -> None:
+    first = freeze(sampled)
+    sampled.post("/v1/runs", json=GRESO_RUN | {"name": "other"})
+    sample(sampled, run="other", passes=1)
+
+    assert freeze(sampled)["version"] == first["version"] == 1

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,17 @@ def test_importing_again_adds_nothing(client: TestClient) -> None:
 
     assert (again["groups"], again["existing"]) == (0, 1)
     assert len(client.get("/v1/groups?run=recorded").json()["items"]) == 1
+
+
+def test_the_same_file_imported_twice_at_once_is_stored_once(client: TestClient) -> None:
+    rows = [ROW | {"prompt": f"What is 9 * 2, asked {n} times?"} for n in range(20)]
+
+    with ThreadPoolExecutor(3) as threads:
+        imported = list(threads.map(lambda _: post(client, rows).json(), range(3)))
+
+    assert sum(one["groups"] for one in imported) == 20
+    assert sum(one["existing"] for one in imported) == 40
+    assert len(client.get("/v1/groups?run=recorded&limit=100").json()["items"]) == 20
 
 
 def test_other_rollouts_of_the_same_prompt_are_its_next_visit(client: TestClient) -> None:
