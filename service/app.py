@@ -7,6 +7,7 @@ from fastapi import FastAPI
 
 from service.api import (
     datasets,
+    descriptions,
     errors,
     groups,
     health,
@@ -21,6 +22,9 @@ from service.api import (
 )
 from service.parts import Parts
 
+ROUTES = (prompts, policies, workers, runs, jobs, groups, replay, reports, descriptions, datasets, health, metrics)
+"""In this order: what `datasets` does not know by name it takes for a file."""
+
 
 def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> FastAPI:
     @asynccontextmanager
@@ -29,7 +33,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             yield {"parts": parts}
 
     app = FastAPI(title="Rollout Refinery", version="1", lifespan=lifespan)
-    for module in (prompts, policies, workers, runs, jobs, groups, replay, reports, datasets, health, metrics):
+    for module in ROUTES:
         app.include_router(module.router)
     errors.install(app)
     return app

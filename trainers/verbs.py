@@ -223,6 +223,28 @@ def show(
             print(url)
 
 
+@dataset.command("diff")
+def diff(
+    one: Annotated[str, typer.Argument(help="NAME@VERSION.")],
+    other: Annotated[str, typer.Argument(help="NAME@VERSION.")],
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Shows what two datasets have in common, and where their recipes differ."""
+    with service_at(service) as refinery:
+        found = refinery.get(f"/v1/datasets/{one}/diff", other=other)
+    if as_json:
+        print(json.dumps(found))
+        return
+    table = Table("", "both", f"only {found['one']}", f"only {found['other']}")
+    for what in ("rows", "prompts"):
+        table.add_row(what, *(str(found[what][where]) for where in ("both", "only_one", "only_other")))
+    console = Console()
+    console.print(table)
+    for field, (here, there) in found["recipe"].items():
+        console.print(f"recipe, {field}: {json.dumps(here)} and {json.dumps(there)}", markup=False)
+
+
 @dataset.command("explain")
 def explain(
     name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],

@@ -1,13 +1,17 @@
 """/v1/datasets: frozen versions, as plain files that any reader understands."""
 
 import asyncio
+import io
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 from fastapi import APIRouter, Query, Request
-from fastapi.responses import FileResponse, RedirectResponse, Response
+from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
 from service.api.routes import PartsDep
 from service.api.wire import DatasetIn, DatasetOut, RowsOut
@@ -37,7 +41,7 @@ async def list_datasets(parts: PartsDep) -> list[DatasetOut]:
 @router.get("/{name}@{version}", response_model=DatasetOut)
 async def get_version(name: str, version: str, parts: PartsDep) -> Any:
     dataset = await find(name, version, parts)
-    return _pinned(dataset) if version == LATEST else DatasetOut.of(dataset)
+    return pinned(dataset) if version == LATEST else DatasetOut.of(dataset)
 
 
 @router.get("/{name}@{version}/rows", response_model=RowsOut)
@@ -51,8 +55,8 @@ async def get_rows(
 ) -> Any:
     dataset = await find(name, version, parts)
     if version == LATEST:
-        return _pinned(dataset, "rows", split=split, offset=offset, length=length)
-    path = _path(dataset, f"{split}.parquet", parts)
+        return pinned(dataset, "rows", split=split, offset=offset, length=length)
+    path = path_of(dataset, f"{split}.parquet", parts)
     return await asyncio.to_thread(_rows, path, offset, length)
 
 
@@ -67,11 +71,24 @@ async def explain_prompt(
         raise Invalid("explain_what", "name a prompt_id or a group_id; one of the two")
     if version == LATEST:
         asked = {"prompt_id": prompt_id} if group_id is None else {"group_id": group_id}
-        return _pinned(dataset, "explain", **asked)
+        return pinned(dataset, "explain", **asked)
     if prompt_id is None:
         prompt_id = (await parts.store.groups.get(str(group_id)))[0]["prompt_id"]
     folder = parts.dataset_root / dataset.dataset_id
     return await explain(dataset, str(prompt_id), folder=folder, judged=parts.store.judged, prompts=parts.store.prompts)
+
+
+@router.get("/{name}@{version}/{split}.arrow", response_class=StreamingResponse)
+async def get_arrow(name: str, version: str, split: str, request: Request, parts: PartsDep) -> Response:
+    """The split as an Arrow stream, made of the Parquet file while it is read: no Range."""
+    dataset = await find(name, version, parts)
+    if version == LATEST:
+        return pinned(dataset, f"{split}.arrow")
+    path = path_of(dataset, f"{split}.parquet", parts)
+    headers = _caching(dataset, path.name, weak=True)
+    if headers["etag"] in request.headers.get("if-none-match", ""):
+        return Response(status_code=304, headers=headers)
+    return StreamingResponse(_arrow(path), media_type="application/vnd.apache.arrow.stream", headers=headers)
 
 
 @router.head("/{name}@{version}/{file}", include_in_schema=False)
@@ -80,11 +97,10 @@ async def get_file(name: str, version: str, file: str, request: Request, parts: 
     """``{split}.parquet`` or ``{split}.jsonl``: honours Range and If-None-Match; the bytes never change."""
     dataset = await find(name, version, parts)
     if version == LATEST:
-        return _pinned(dataset, file)
-    path = _path(dataset, file, parts)
-    etag = f'"{dataset.manifest["files"][file]["sha256"]}"'
-    headers = {"etag": etag, "cache-control": IMMUTABLE}
-    if etag in request.headers.get("if-none-match", ""):
+        return pinned(dataset, file)
+    path = path_of(dataset, file, parts)
+    headers = _caching(dataset, file)
+    if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
 
@@ -104,7 +120,30 @@ async def find(name: str, version: str, parts: Parts) -> DatasetVersion:
     return await parts.store.datasets.get(name, int(version))
 
 
-def _pinned(dataset: DatasetVersion, rest: str = "", **query: Any) -> RedirectResponse:
+def _caching(dataset: DatasetVersion, file: str, *, weak: bool = False) -> dict[str, str]:
+    """Weak where other software would make other bytes that mean the same."""
+    etag = f'"{dataset.manifest["files"][file]["sha256"]}"'
+    return {"etag": f"W/{etag}" if weak else etag, "cache-control": IMMUTABLE}
+
+
+def _arrow(path: Path) -> Iterator[bytes]:
+    file = pq.ParquetFile(path)
+    sink = io.BytesIO()
+    with pa.ipc.new_stream(sink, file.schema_arrow) as writer:
+        for batch in file.iter_batches():
+            writer.write_batch(batch)
+            yield _drained(sink)
+    yield _drained(sink)
+
+
+def _drained(sink: io.BytesIO) -> bytes:
+    written = sink.getvalue()
+    sink.seek(0)
+    sink.truncate()
+    return written
+
+
+def pinned(dataset: DatasetVersion, rest: str = "", **query: Any) -> RedirectResponse:
     """The way from "latest", which moves, to a version, which does not."""
     url = f"/v1/datasets/{dataset.name}@{dataset.version}" + (f"/{quote(rest)}" if rest else "")
     return RedirectResponse(
@@ -112,7 +151,7 @@ def _pinned(dataset: DatasetVersion, rest: str = "", **query: Any) -> RedirectRe
     )
 
 
-def _path(dataset: DatasetVersion, file: str, parts: Parts) -> Path:
+def path_of(dataset: DatasetVersion, file: str, parts: Parts) -> Path:
     """Only names in the manifest are files."""
     if file not in dataset.manifest["files"]:
         names = ", ".join(dataset.manifest["files"])

@@ -1,0 +1,171 @@
+"""A dataset in words: its card for the Hugging Face Hub, and its Croissant description for machines."""
+
+import json
+from typing import Any
+
+import pyarrow as pa
+
+from curation.curate import Split
+from curation.recipe import Shape
+from service.shapes import COLUMNS
+from service.store.datasets import DatasetVersion
+
+WHAT = {
+    Shape.PAIRS: "Preference pairs: a chosen and a rejected completion of a prompt, told apart by a verifier.",
+    Shape.LABELLED: "Completions that a verifier found right or wrong.",
+    Shape.RIGHT: "Completions that a verifier found right.",
+    Shape.PROMPTS: "Prompts with the pass rate of a policy.",
+    Shape.GROUPS: "Groups of completions of a prompt with their rewards and advantages.",
+}
+TASK = {Shape.PROMPTS: "question-answering"}
+TRAINER = {
+    Shape.PAIRS: "TRL's `DPOTrainer`",
+    Shape.LABELLED: "TRL's `KTOTrainer`",
+    Shape.RIGHT: "TRL's `SFTTrainer`",
+    Shape.GROUPS: "a trainer of the GRPO family",
+}
+SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
+SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "n>100M")
+CROISSANT_TYPES = {pa.bool_(): "sc:Boolean", pa.int32(): "cr:Int32", pa.float64(): "cr:Float64"}
+
+
+def card(dataset: DatasetVersion) -> str:
+    """Markdown with the YAML head that the Hub reads. The splits are files beside it."""
+    manifest = dataset.manifest
+    return "\n".join([*_head(dataset), f"# {dataset.name}", "", *_story(dataset), "", *_facts(manifest)]) + "\n"
+
+
+def _head(dataset: DatasetVersion) -> list[str]:
+    size = SIZE_NAMES[sum(dataset.manifest["rows"] >= limit for limit in SIZES)]
+    task = TASK.get(dataset.recipe.shape, "text-generation")
+    splits = [line for split in _splits(dataset) for line in (f"  - split: {split}", f"    path: {split}.parquet")]
+    return [
+        "---",
+        f"pretty_name: {json.dumps(dataset.name)}",
+        f"task_categories: [{task}]",
+        f"size_categories: [{size}]",
+        "tags: [rlvr, rollouts, rollout-refinery]",
+        "configs:",
+        "- config_name: default",
+        "  data_files:",
+        *splits,
+        "---",
+        "",
+    ]
+
+
+def _story(dataset: DatasetVersion) -> list[str]:
+    shape, manifest = dataset.recipe.shape, dataset.manifest
+    judges = ", ".join(f"`{verifier}`" for verifier in manifest["verifiers"])
+    reader = f" {TRAINER[shape]} takes it as it is." if shape in TRAINER else ""
+    return [
+        f"{WHAT[shape]}{reader}",
+        "",
+        "```python",
+        "from datasets import load_dataset",
+        "",
+        f'load_dataset("parquet", data_files={{"{_splits(dataset)[0]}": "{_splits(dataset)[0]}.parquet"}})',
+        "```",
+        "",
+        "## How it was made",
+        "",
+        f"Version {dataset.version}, from groups of rollouts that were sampled from a policy, judged by {judges}, and "
+        f"curated by Rollout Refinery with this recipe (hash `{manifest['recipe_hash']}`, rules {manifest['rules']}, "
+        f"store at {manifest['watermark']}). The same recipe over the same groups gives the same bytes.",
+        "",
+        "```json",
+        json.dumps(manifest["recipe"], indent=2, ensure_ascii=False),
+        "```",
+    ]
+
+
+def _facts(manifest: dict[str, Any]) -> list[str]:
+    dropped = [f"| no row: {reason.replace('_', ' ')} | {count} |" for reason, count in manifest["dropped"].items()]
+    cut = [f"| row left out: {reason.replace('_', ' ')} | {count} |" for reason, count in manifest["cut"].items()]
+    told = manifest["informativeness"]
+    return [
+        "## What became of the groups",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| groups | {manifest['groups']} |",
+        *dropped,
+        *cut,
+        f"| rows | {manifest['rows']} |",
+        "",
+        f"Of the groups {told['informative']} were informative, {told['easy']} all right, {told['hard']} all wrong and "
+        f"{told['unscored']} without a reward; their mean reward was {told['mean_reward']:.3f}, the mean entropy of "
+        f"their outcomes {told['outcome_entropy']:.3f} nats.",
+    ]
+
+
+def croissant(dataset: DatasetVersion, url: str) -> dict[str, Any]:
+    """JSON-LD (MLCommons Croissant 1.0); `url` is that of the version."""
+    splits = _splits(dataset)
+    return {
+        "@context": CONTEXT,
+        "@type": "sc:Dataset",
+        "conformsTo": "http://mlcommons.org/croissant/1.0",
+        "name": dataset.name,
+        "version": f"{dataset.version}.0.0",
+        "description": WHAT[dataset.recipe.shape],
+        "url": url,
+        "datePublished": dataset.frozen_at.date().isoformat(),
+        "distribution": [_file(dataset, f"{split}.parquet", url) for split in splits],
+        "recordSet": [_records(dataset.recipe.shape, split) for split in splits],
+    }
+
+
+def _file(dataset: DatasetVersion, name: str, url: str) -> dict[str, Any]:
+    return {
+        "@type": "cr:FileObject",
+        "@id": name,
+        "name": name,
+        "contentUrl": f"{url}/{name}",
+        "encodingFormat": "application/vnd.apache.parquet",
+        "sha256": dataset.manifest["files"][name]["sha256"],
+    }
+
+
+def _records(shape: Shape, split: str) -> dict[str, Any]:
+    fields = [_field(column, split) for column in COLUMNS[shape]]
+    return {"@type": "cr:RecordSet", "@id": split, "name": split, "field": fields}
+
+
+def _field(column: pa.Field, split: str) -> dict[str, Any]:
+    inner, depth = column.type, 0
+    while pa.types.is_list(inner):
+        inner, depth = inner.value_type, depth + 1
+    lists = {"cr:isArray": True, "cr:arrayShape": ",".join(["-1"] * depth)} if depth else {}
+    return lists | {
+        "@type": "cr:Field",
+        "@id": f"{split}/{column.name}",
+        "name": column.name,
+        "dataType": CROISSANT_TYPES.get(inner, "cr:Float32" if pa.types.is_floating(inner) else "sc:Text"),
+        "source": {"fileObject": {"@id": f"{split}.parquet"}, "extract": {"column": column.name}},
+    }
+
+
+def _splits(dataset: DatasetVersion) -> list[Split]:
+    return [split for split in Split if f"{split}.parquet" in dataset.manifest["files"]]
+
+
+WORDS = (
+    "citeAs column equivalentProperty extract field fileObject fileProperty fileSet format includes isLiveDataset "
+    "jsonPath key md5 parentField path recordSet references regex repeated replace samplingRate separator source "
+    "subField transform"
+)
+CONTEXT: dict[str, Any] = {
+    "@language": "en",
+    "@vocab": "https://schema.org/",
+    "sc": "https://schema.org/",
+    "cr": "http://mlcommons.org/croissant/",
+    "rai": "http://mlcommons.org/croissant/RAI/",
+    "dct": "http://purl.org/dc/terms/",
+    "conformsTo": "dct:conformsTo",
+    "data": {"@id": "cr:data", "@type": "@json"},
+    "dataType": {"@id": "cr:dataType", "@type": "@vocab"},
+    "examples": {"@id": "cr:examples", "@type": "@json"},
+    **{word: f"cr:{word}" for word in WORDS.split()},
+}
+"""What Croissant's own readers expect, word for word."""
