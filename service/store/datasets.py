@@ -6,7 +6,7 @@ from datetime import datetime
 from typing import Any
 
 from curation.keys import canonical_json
-from curation.recipe import Recipe
+from curation.recipe import Recipe, Shape
 from service.stages import NotFound
 from service.store.duck import Duck, Row, Transaction
 
@@ -76,5 +76,19 @@ class Datasets:
 
 
 def _version_of(row: Row) -> DatasetVersion:
-    recipe = Recipe.model_validate_json(row["recipe"])
+    recipe = _recipe_of(json.loads(row["recipe"]))
     return DatasetVersion(**row | {"recipe": recipe, "manifest": json.loads(row["manifest"])})
+
+
+def _recipe_of(stored: dict[str, Any]) -> Recipe:
+    """Rules 1 took options that could do nothing; they are left away."""
+    shape = Shape(stored.get("shape", Shape.PAIRS))
+    idle = {
+        "pairs": shape is not Shape.PAIRS,
+        "advantages_over": shape is not Shape.GROUPS,
+        "down_sampling": shape is Shape.PROMPTS,
+    }
+    fields = {field: value for field, value in stored.items() if not idle.get(field)}
+    if "pairs" in fields and not fields["pairs"]["kind"].startswith("best_with"):
+        fields["pairs"] = {option: value for option, value in fields["pairs"].items() if option != "margin"}
+    return Recipe.model_validate(fields)

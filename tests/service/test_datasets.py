@@ -1,9 +1,11 @@
 """Frozen datasets: immutable bytes behind plain URLs."""
 
+import asyncio
 import hashlib
 import io
 import json
 from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
 
 import polars as pl
 import pyarrow.parquet as pq
@@ -223,3 +225,19 @@ def test_work_in_another_run_makes_no_new_version(sampled: TestClient) -> None:
     sample(sampled, run="other", passes=1)
 
     assert freeze(sampled)["version"] == first["version"] == 1
+
+
+def test_a_dataset_of_older_rules_is_still_there(client: TestClient) -> None:
+    old = {"runs": ["b", "a"], "shape": "labelled", "advantages_over": "all", "unique": False} | {
+        "pairs": {"kind": "first_right_first_wrong", "margin": 0.5},
+        "decontaminate": {"prompt_sets": ["s"], "words": 13},
+    }
+    manifest = {"rules": 1, "rows": 1, "cut": {}, "dropped": {}, "files": {}}
+    row = {"name": "old", "version": 1, "dataset_id": "x", "recipe": json.dumps(old), "watermark": 3} | {
+        "frozen_at": datetime.fromisoformat("2026-01-01")
+    }
+    duck = client.app_state["parts"].store.duck  # type: ignore[attr-defined]
+
+    asyncio.run(duck.write(lambda tx: tx.insert("datasets", [row | {"manifest": json.dumps(manifest)}])))
+
+    assert [d["name"] for d in client.get("/v1/datasets").json()] == ["old"]
