@@ -50,6 +50,7 @@ class JobKind(StrEnum):
     ROLLOUTS = auto()
     PUBLISH = auto()
     RESCORE = auto()
+    PUSH = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,7 @@ class Job:
     id: str
     kind: JobKind
     run: str
-    """The run, or the policy, that the job works on; jobs on the same one take turns."""
+    """The run, the policy or the dataset that the job works on; jobs on the same one take turns."""
     request: Json
     created_at: datetime
     events: list[JobEvent] = field(default_factory=list)

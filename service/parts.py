@@ -21,6 +21,7 @@ from service.engines.process import Launch, built_python
 from service.engines.room import EngineRoom
 from service.freezing import Freezer
 from service.harvest import Harvest, Report, RolloutsRequest
+from service.hub import push
 from service.jobs import Job, JobBoard, JobKind, Work
 from service.publishing import publish
 from service.rescoring import rescore
@@ -181,7 +182,7 @@ async def open_parts(
         closing.push_async_callback(_ended, asyncio.create_task(canaries.watch(panel, seconds=settings.canary_seconds)))
         engines = EngineRoom(partial(make_engine, settings))
         closing.push_async_callback(engines.close)
-        jobs = JobBoard(store.jobs, _work(store, engines, panel.verify, now), now)
+        jobs = JobBoard(store.jobs, _work(settings, store, engines, panel.verify, now), now)
         closing.push_async_callback(jobs.close)
         await _load_policies(settings, store, engines, now)
         await jobs.resume()
@@ -200,7 +201,9 @@ def _freezer(settings: Settings, store: Store, now: Callable[[], datetime]) -> F
     )
 
 
-def _work(store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], datetime]) -> dict[JobKind, Work]:
+def _work(
+    settings: Settings, store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], datetime]
+) -> dict[JobKind, Work]:
     """What each kind of job does."""
 
     async def harvest(job: Job, report: Report) -> dict[str, Any]:
@@ -218,7 +221,15 @@ def _work(store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], d
     async def judge_anew(job: Job, report: Report) -> dict[str, Any]:
         return await rescore(job, verify=verify, verdicts=store.verdicts, now=now)
 
-    return {JobKind.ROLLOUTS: harvest, JobKind.PUBLISH: publish_version, JobKind.RESCORE: judge_anew}
+    async def push_dataset(job: Job, report: Report) -> dict[str, Any]:
+        return await push(job, datasets=store.datasets, root=_dataset_root(settings))
+
+    return {
+        JobKind.ROLLOUTS: harvest,
+        JobKind.PUBLISH: publish_version,
+        JobKind.RESCORE: judge_anew,
+        JobKind.PUSH: push_dataset,
+    }
 
 
 async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]) -> None:

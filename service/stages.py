@@ -5,7 +5,8 @@
     StageError            something outside our control failed, and we know where
     ├── EngineFailed      sampling or loading: engine down, prompt too long, broken checkpoint
     ├── VerifierFailed    the verifier pool itself is gone; a failed check is a verdict, not an error
-    └── StoreFailed       storing: disk full, store closed
+    ├── StoreFailed       storing: disk full, store closed
+    └── HubFailed         pushing: no network, no right to
 
     Refused               the request cannot be carried out, and nothing was changed
     ├── NotFound
@@ -35,6 +36,10 @@ class VerifierFailed(StageError):
 
 class StoreFailed(StageError):
     """The store could not take or give the rows."""
+
+
+class HubFailed(StageError):
+    """The Hugging Face Hub did not take a dataset."""
 
 
 class Refused(Exception):

@@ -223,6 +223,21 @@ def show(
             print(url)
 
 
+@dataset.command("push")
+def push(
+    name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
+    repo: Annotated[str, typer.Argument(help="Dataset repository on the Hugging Face Hub, owner/name.")],
+    private: Annotated[bool, typer.Option(help="Where the repository is made.")] = True,
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Pushes a dataset to the Hugging Face Hub, with its card; the service needs an HF_TOKEN in its environment."""
+    with service_at(service) as refinery:
+        path = f"/v1/datasets/{name if '@' in name else name + '@latest'}/push"
+        job = refinery.wait(refinery.post(path, {"repo_id": repo, "private": private}))
+    _show(job["result"], as_json)
+
+
 @dataset.command("diff")
 def diff(
     one: Annotated[str, typer.Argument(help="NAME@VERSION.")],

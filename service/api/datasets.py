@@ -13,9 +13,11 @@ import pyarrow.parquet as pq
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
-from service.api.routes import PartsDep
-from service.api.wire import DatasetIn, DatasetOut, RowsOut
+from service.api.routes import IdempotencyKey, PartsDep, job_name
+from service.api.wire import DatasetIn, DatasetOut, JobOut, RowsOut
 from service.explaining import explain
+from service.hub import PushRequest, hub_of_environment
+from service.jobs import JobKind
 from service.parts import Parts
 from service.stages import Invalid, NotFound
 from service.store.datasets import DatasetVersion
@@ -89,6 +91,19 @@ async def get_arrow(name: str, version: str, split: str, request: Request, parts
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
     return StreamingResponse(_arrow(path), media_type="application/vnd.apache.arrow.stream", headers=headers)
+
+
+@router.post("/{name}@{version}/push", status_code=202)
+async def push_dataset(
+    name: str, version: str, body: PushRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
+) -> JobOut:
+    """Pushes the version to the Hugging Face Hub, as a commit and a tag, with its card; private unless told otherwise.
+    The token is the service's ``HF_TOKEN``. A version that is there already is left alone."""
+    dataset = await find(name, version, parts)
+    hub_of_environment()
+    asked = body.model_dump(mode="json") | {"name": name, "version": dataset.version}
+    job_id = job_name(JobKind.PUSH, name, idempotency_key)
+    return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUSH, name, asked))
 
 
 @router.head("/{name}@{version}/{file}", include_in_schema=False)
