@@ -101,7 +101,9 @@ class Freezer:
     def _make(self, dataset_id: str, recipe: Recipe, watermark: int, forbidden: Forbidden | None) -> dict[str, Any]:
         """Curates and writes the files; returns the manifest."""
         judged, runs = self._judged, recipe.runs
-        groups = judged.groups(runs, watermark, recipe.verifier, digests=recipe.unique)
+        groups = judged.groups(
+            runs, watermark, recipe.verifier, digests=recipe.unique, references=recipe.shape is Shape.PROMPTS
+        )
         contaminated = judged.contaminated(runs, watermark, forbidden.is_in) if forbidden else ()
         rewards, sizes = array("d"), array("q")
         curated = curate(_noting_rewards(groups, rewards, sizes), recipe, contaminated)
@@ -172,13 +174,24 @@ def _write_files(folder: Path, curated: Curated, recipe: Recipe, judged: Judged)
     try:
         files = _write_into(unfinished, curated, recipe, judged)
         _sync_folder(unfinished)
-        # The same id means the same bytes, so whoever finished first is right.
-        if not folder.exists():
+        if folder.exists():
+            _compare(folder, files)  # frozen under another name before
+        else:
             unfinished.rename(folder)
         _sync_folder(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return files
+
+
+def _compare(folder: Path, files: dict[str, dict[str, Any]]) -> None:
+    """Raises StoreFailed where the same id turns out to mean other bytes: other versions of libraries wrote them."""
+    for name, said in files.items():
+        path = folder / name
+        if not path.exists() or _seal(path, said["rows"]) != said:
+            raise StoreFailed(
+                f"{path} was written by other software and differs from what this one writes; move it away"
+            )
 
 
 def _write_into(folder: Path, curated: Curated, recipe: Recipe, judged: Judged) -> dict[str, dict[str, Any]]:

@@ -24,7 +24,7 @@ class Sampling(Choice):
     temperature: float = Field(1.0, ge=0, le=10)
     """0 is greedy."""
     top_p: float = Field(1.0, gt=0, le=1)
-    top_k: int = Field(0, ge=0, le=10_000_000)
+    top_k: int = Field(0, ge=0, le=2**31 - 1)
     """0 considers every token."""
     max_tokens: int = Field(512, ge=1, le=1_000_000)
 

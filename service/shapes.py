@@ -108,10 +108,13 @@ def tables_of(rows: Sequence[Row], shape: Shape, judged: Judged) -> Iterator[pa.
         return
     with_tokens = shape is Shape.GROUPS
     parts = _parts(rows, [_bytes_of(row, with_tokens=with_tokens) for row in rows])
-    prompts = judged.prompts([[row.origin.prompt_id for row in part] for part in parts])
+    asked = [list(dict.fromkeys(row.origin.prompt_id for row in part)) for part in parts]
+    prompts = judged.prompts(asked, with_references=False)
     texts = judged.texts(parts, with_tokens=with_tokens)
-    for part, asked, said in zip(parts, prompts, texts, strict=True):
-        yield _table({"prompt": asked["text"]} | _own(part, shape, said) | _lineage(part), COLUMNS[shape])
+    for part, prompt_ids, known, said in zip(parts, asked, prompts, texts, strict=True):
+        place = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
+        of_row = pa.array([place[row.origin.prompt_id] for row in part])
+        yield _table({"prompt": known["text"].take(of_row)} | _own(part, shape, said) | _lineage(part), COLUMNS[shape])
 
 
 def _bytes_of(row: Row, *, with_tokens: bool) -> int:
@@ -144,7 +147,8 @@ def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
 def _tables_of_prompts(rows: Sequence[Row], judged: Judged) -> Iterator[pa.Table]:
     by_prompt = [list(of_prompt) for _, of_prompt in groupby(rows, key=lambda row: row.origin.prompt_id)]
     parts = _parts(by_prompt, [groups[0].prompt_bytes for groups in by_prompt])
-    prompts = judged.prompts([[groups[0].origin.prompt_id for groups in part] for part in parts])
+    asked = [[groups[0].origin.prompt_id for groups in part] for part in parts]
+    prompts = judged.prompts(asked, with_references=True)
     for part, known in zip(parts, prompts, strict=True):
         columns: Columns = {
             "prompt": known["text"],

@@ -97,7 +97,7 @@ def test_from_prompts_to_a_dataset_that_every_reader_understands(tmp_path: Path)
         assert json.loads(refinery("dataset", "show", "d", *at, cwd=tmp_path).stdout)["manifest"]["rows"] == pairs
         url = json.loads(freezing.stdout)["urls"]["train.parquet"]
         funnel = refinery("dataset", "show", "d", *at[:-1], cwd=tmp_path).stdout
-        assert "groups with text" in funnel
+        assert "waste included" in funnel
         assert url in funnel
 
         for reader in (

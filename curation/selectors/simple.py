@@ -184,7 +184,7 @@ class Retire(SelectorSettings):
     """A prompt that was solved by all several times in a row is not sampled again (arXiv 2606.00135: after 1 or 2)."""
 
     kind: Literal["retire"] = "retire"
-    after: int = Field(2, ge=1, le=1000)
+    after: int = Field(2, ge=1, le=1_000_000)
 
     def build(self, *, seed: int, group_size: int) -> "_Retire":
         return _Retire(self.after)

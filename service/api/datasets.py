@@ -80,6 +80,7 @@ async def explain_prompt(
     return await explain(dataset, str(prompt_id), folder=folder, judged=parts.store.judged, prompts=parts.store.prompts)
 
 
+@router.head("/{name}@{version}/{split}.arrow", include_in_schema=False)
 @router.get("/{name}@{version}/{split}.arrow", response_class=StreamingResponse)
 async def get_arrow(name: str, version: str, split: str, request: Request, parts: PartsDep) -> Response:
     """The split as an Arrow stream, made of the Parquet file while it is read: no Range."""
@@ -145,8 +146,8 @@ def _arrow(path: Path) -> Iterator[bytes]:
     file = pq.ParquetFile(path)
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, file.schema_arrow) as writer:
-        for batch in file.iter_batches():
-            writer.write_batch(batch)
+        for number in range(file.num_row_groups):  # never more than one of them in memory
+            writer.write_table(file.read_row_group(number))
             yield _drained(sink)
     yield _drained(sink)
 

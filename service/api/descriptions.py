@@ -20,6 +20,7 @@ from service.store.datasets import DatasetVersion
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
+@router.head("/{name}@{version}/statistics", include_in_schema=False)
 @router.get("/{name}@{version}/statistics", response_model=dict[str, Any])
 async def get_statistics(name: str, version: str, parts: PartsDep, split: str = "train") -> Any:
     """What the columns of a split hold, shaped like the Hugging Face dataset viewer's ``/statistics``."""
@@ -29,6 +30,7 @@ async def get_statistics(name: str, version: str, parts: PartsDep, split: str = 
     return await asyncio.to_thread(statistics, path_of(dataset, f"{split}.parquet", parts))
 
 
+@router.head("/{name}@{version}/card", include_in_schema=False)
 @router.get("/{name}@{version}/card", response_class=PlainTextResponse)
 async def get_card(name: str, version: str, parts: PartsDep) -> Any:
     """The dataset card: what is in it, how it was made and what became of the groups."""
@@ -38,6 +40,7 @@ async def get_card(name: str, version: str, parts: PartsDep) -> Any:
     return PlainTextResponse(card(dataset), media_type="text/markdown")
 
 
+@router.head("/{name}@{version}/croissant", include_in_schema=False)
 @router.get("/{name}@{version}/croissant", response_model=dict[str, Any])
 async def get_croissant(name: str, version: str, request: Request, parts: PartsDep) -> Any:
     """The same for machines, in JSON-LD (Croissant 1.0)."""

@@ -139,8 +139,10 @@ class Duck:
 
         Blocks, so it belongs into a thread; it has a cursor of its own and keeps no other reader waiting.
         """
-        cursor = self._connection.cursor()
         with self._scanning:
+            if self._closing:
+                raise StoreFailed("the store is closed")
+            cursor = self._connection.cursor()
             self._scans.add(cursor)
         try:
             with stage(StoreFailed, "reading"):
@@ -166,17 +168,22 @@ class Duck:
         """Ends the scans, commits what waits, then closes; a second call does nothing."""
         if not self._thread.is_alive():
             return
-        self._closing = True
-        with self._scanning:
-            for cursor in self._scans:
-                cursor.interrupt()
-            self._scanning.wait_for(lambda: not self._scans, SCAN_END_SECONDS)
+        self._end_scans()
         self._writes.put(None)
         self._thread.join()
         while not self._readers.empty():
             self._readers.get().close()
         self._connection.close()
         self._lock.close()
+
+    def _end_scans(self) -> None:
+        give_up = time.monotonic() + SCAN_END_SECONDS
+        with self._scanning:
+            self._closing = True
+            while self._scans and time.monotonic() < give_up:
+                for cursor in self._scans:
+                    cursor.interrupt()  # again and again: it does nothing to a query that has not begun
+                self._scanning.wait(0.1)
 
     def _read(self, sql: str, parameters: Parameters) -> list[Row]:
         cursor = self._readers.get()

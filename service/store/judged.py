@@ -37,12 +37,16 @@ class Judged:
         prompt_id: str | None = None,
         *,
         digests: bool = False,
+        references: bool = False,
     ) -> Iterator[JudgedGroup]:
         """The groups in the order they were stored. They carry their newest verdicts; with the label of a verifier,
-        those where they have them. One prompt only, if named. Raises StoreFailed for a group that is not whole."""
+        those where they have them. One prompt only, if named. The bytes of a prompt are with or without its reference.
+        Raises StoreFailed for a group that is not whole."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
+        size = "strlen(p.text) + strlen(p.reference)" if references else "strlen(p.text)"
+        sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size)
         rest = pl.DataFrame()
-        for batch in self._duck.scan(GROUPS.format(DIGEST if digests else "null"), scope):
+        for batch in self._duck.scan(sql, scope):
             frame = pl.concat([rest, pl.DataFrame(pa.Table.from_batches([batch]))], how="diagonal")
             # The last group may go on in the next batch.
             is_last = pl.col("seq") == frame["seq"][-1]
@@ -71,11 +75,12 @@ class Judged:
         pairs = (zip(*(column.to_pylist() for column in batch.columns), strict=True) for batch in batches)
         return frozenset(prompt_id for prompt_id, text in chain.from_iterable(pairs) if is_in(text))
 
-    def prompts(self, parts: Sequence[Sequence[str]]) -> Iterator[pa.Table]:
-        """A table for each part: text, reference and verifier of each of these prompts, in this order."""
+    def prompts(self, parts: Sequence[Sequence[str]], *, with_references: bool) -> Iterator[pa.Table]:
+        """A table for each part: the text of each of these prompts, in this order; with reference and verifier on
+        demand."""
         ids = pa.array([prompt_id for part in parts for prompt_id in part], pa.string())
         wanted = pa.table({"place": np.arange(len(ids)), "prompt_id": ids})
-        return self._fetched(PROMPTS, wanted, [len(part) for part in parts])
+        return self._fetched(REFERENCES if with_references else PROMPTS, wanted, [len(part) for part in parts])
 
     def texts(self, parts: Sequence[Sequence[Row]], *, with_tokens: bool) -> Iterator[pa.Table]:
         """A table for each part: the text of each rollout of each of its rows, all of groups that have it, in their
@@ -95,13 +100,13 @@ class Judged:
 
 GROUPS = """
 select g.seq, g.prompt_id, g.run, g.visit, g.group_id, g.policy_version, g.temperature,
-       strlen(p.text)::int as prompt_bytes, r.text is not null as has_text, r.idx,
+       ({prompt_bytes})::int as prompt_bytes, r.text is not null as has_text, r.idx,
        if(coalesce(n.verdicts is null or r.verifier = $verifier, false),
           {{outcome: r.outcome, reward: r.reward, verifier: r.verifier}},
           {{outcome: n.verdicts[r.idx + 1].outcome, reward: n.verdicts[r.idx + 1].reward,
             verifier: n.verdicts[r.idx + 1].verifier}}) as verdict,
        r.finish_reason = 'length' as truncated, r.tokens,
-       coalesce(length(r.text), 0)::int as characters, coalesce(strlen(r.text), 0)::int as bytes, {} as digest
+       coalesce(length(r.text), 0)::int as characters, coalesce(strlen(r.text), 0)::int as bytes, {digest} as digest
 from rollouts r join groups g using (group_id) join prompts p using (prompt_id)
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
@@ -129,7 +134,8 @@ select prompt_id, text from prompts
 semi join (select prompt_id from groups where seq <= $watermark and list_contains($runs, run)) using (prompt_id)
 """
 
-PROMPTS = "select w.place, p.text, p.reference, p.verifier from wanted w join prompts p using (prompt_id)"
+PROMPTS = "select w.place, p.text from wanted w join prompts p using (prompt_id)"
+REFERENCES = "select w.place, p.text, p.reference, p.verifier from wanted w join prompts p using (prompt_id)"
 TEXTS = "select w.place, r.text from wanted w join rollouts r using (group_id, idx)"
 TOKENS = "select w.place, r.text, r.token_ids, r.logprobs from wanted w join rollouts r using (group_id, idx)"
 

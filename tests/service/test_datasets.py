@@ -241,3 +241,17 @@ def test_a_dataset_of_older_rules_is_still_there(client: TestClient) -> None:
     asyncio.run(duck.write(lambda tx: tx.insert("datasets", [row | {"manifest": json.dumps(manifest)}])))
 
     assert [d["name"] for d in client.get("/v1/datasets").json()] == ["old"]
+
+
+def test_large_references_are_no_matter_where_a_prompt_has_many_rows(client: TestClient) -> None:
+    """A reference of 2 MiB, as unit tests may be, and 1,024 pairs of its prompt."""
+    texts = [{"text": str(n % 2)} for n in range(64)]
+    row = {"prompt": "1?", "reference": "1" + " " * 2**21, "verifier": "exact", "rollouts": texts}
+    assert client.post("/v1/rollouts/import?run=r", json=[row]).status_code == 201
+
+    pairs = freeze(client, "d", pairs={"kind": "all_right_with_wrong"})
+    prompts = freeze(client, "p", shape="prompts")
+
+    assert pairs["manifest"]["rows"] == 1024
+    body = client.get(prompts["urls"]["train.parquet"]).content
+    assert pl.read_parquet(io.BytesIO(body))["reference"].to_list() == [row["reference"]]

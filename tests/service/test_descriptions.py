@@ -2,6 +2,7 @@
 
 import io
 import json
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -10,6 +11,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from service.statistics import statistics
 from tests.service.steps import freeze, prepare, sample
 
 SHAPES = ["pairs", "labelled", "right", "prompts", "groups"]
@@ -63,6 +65,16 @@ def test_statistics_are_those_of_the_rows(shape: str, sampled: TestClient) -> No
     if shape == "labelled":
         assert columns["label"]["column_type"] == "bool"
         assert sum(columns["label"]["column_statistics"]["frequencies"].values()) == len(frame)
+
+
+def test_values_that_differ_by_rounding_only_have_one_bin(tmp_path: Path) -> None:
+    pl.DataFrame({"margin": [0.7 - 0.4, 0.3], "none": [None, None], "n": [1, 5]}).write_parquet(tmp_path / "x.parquet")
+
+    margin, none, n = (c["column_statistics"] for c in statistics(tmp_path / "x.parquet")["statistics"])
+
+    assert margin["histogram"]["hist"] == [2]
+    assert none["nan_proportion"] == 1.0
+    assert sum(n["histogram"]["hist"]) == 2
 
 
 @pytest.mark.parametrize("shape", SHAPES)

@@ -5,6 +5,8 @@ import builtins
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -174,3 +176,26 @@ def test_retention_keeps_the_numbers_of_all_and_the_text_of_the_informative(open
         for group in details:
             has_text = all(member["text"] is not None for member in group["members"])
             assert has_text == (retain == "all" or group["kind"] == "informative")
+
+
+def test_closing_ends_a_scan_and_refuses_the_next(duck: Duck) -> None:
+    scan = duck.scan("select * from range(1_000_000_000)")
+    next(scan)
+    failed: list[str] = []
+
+    def read() -> None:
+        try:
+            for _ in scan:
+                time.sleep(0.01)
+        except StoreFailed as error:
+            failed.append(str(error))
+
+    reader = threading.Thread(target=read)
+    reader.start()
+    duck.close()
+    reader.join(10)
+
+    assert failed
+    assert not reader.is_alive()
+    with pytest.raises(StoreFailed):
+        next(duck.scan("select 1"))
