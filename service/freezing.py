@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
+from functools import cache, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -196,8 +197,9 @@ def _compare(folder: Path, files: dict[str, dict[str, Any]]) -> None:
 
 def _write_into(folder: Path, curated: Curated, recipe: Recipe, judged: Judged) -> dict[str, dict[str, Any]]:
     files: dict[str, dict[str, Any]] = {}
+    split_of_prompt = cache(partial(split_of, recipe=recipe))
     for split in Split:
-        rows = [row for row in curated.rows if split_of(row.origin.prompt_id, recipe) is split]
+        rows = [row for row in curated.rows if split_of_prompt(row.origin.prompt_id) is split]
         if rows:
             names = f"{split}.parquet", f"{split}.jsonl"
             written = _write(tables_of(rows, recipe.shape, judged), *(folder / name for name in names))

@@ -71,7 +71,8 @@ class Judged:
 
     def contaminated(self, runs: Sequence[str], watermark: int, is_in: Callable[[str], bool]) -> Collection[str]:
         """Ids of the prompts of these runs whose text `is_in` a set to keep away from."""
-        batches = self._duck.scan(PROMPTS_OF_RUNS, {"runs": list(runs), "watermark": watermark})
+        scope = {"runs": list(runs), "watermark": watermark}
+        batches = self._duck.scan(PROMPTS_OF_RUNS, scope, rows_per_batch=WIDE_ROWS_PER_BATCH)
         pairs = (zip(*(column.to_pylist() for column in batch.columns), strict=True) for batch in batches)
         return frozenset(prompt_id for prompt_id, text in chain.from_iterable(pairs) if is_in(text))
 
