@@ -13,6 +13,7 @@ The pool has few problems that the policy sometimes solves: that is what selecti
 """
 
 import multiprocessing
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -101,10 +102,17 @@ def run(seeds: int = SEEDS, steps: int = STEPS) -> dict[str, Figure]:
 
 def curves_of(seed: int, steps: int) -> dict[str, Curve]:
     """Every arm, with one seed."""
-    curves = {name: Learner(arm, seed).learn(steps) for name, arm in ARMS.items()}
+    curves = {name: _learned(name, arm, seed, steps) for name, arm in ARMS.items()}
     prompts = round(curves["posterior"][-1].rollouts / SAMPLING.n / steps)
     even = Arm(Everything(), Batch(groups=GROUPS, prompts=prompts, adaptive=False), refills=False)
-    return curves | {"random": Learner(even, seed).learn(steps)}
+    return curves | {"random": _learned("random", even, seed, steps)}
+
+
+def _learned(name: str, arm: Arm, seed: int, steps: int) -> Curve:
+    curve = Learner(arm, seed).learn(steps)
+    told = f"{curve[-1].rollouts} rollouts, accuracy {curve[-1].accuracy:.3f}"
+    print(f"seed {seed}, {name}: {told}", file=sys.stderr, flush=True)  # the whole takes half an hour
+    return curve
 
 
 def _settled(curve: Curve) -> Curve:
