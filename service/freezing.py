@@ -99,6 +99,14 @@ class Freezer:
                 manifest = await asyncio.to_thread(self._make, dataset_id, recipe, watermark, forbidden)
             return await self._datasets.register(name, dataset_id, recipe, watermark, manifest, self._now())
 
+    async def delete(self, name: str, version: int, reason: str) -> DatasetVersion:
+        """Removes the files of a version and leaves a tombstone. Files that another version holds, too, stay."""
+        dataset = await self._datasets.get(name, version)
+        async with self._locks.setdefault(dataset.dataset_id, asyncio.Lock()):
+            if await self._datasets.delete(name, version, reason, self._now()):
+                await asyncio.to_thread(shutil.rmtree, self._root / dataset.dataset_id, ignore_errors=True)
+        return await self._datasets.get(name, version)
+
     def _make(self, dataset_id: str, recipe: Recipe, watermark: int, forbidden: Forbidden | None) -> dict[str, Any]:
         """Curates and writes the files; returns the manifest."""
         judged, runs = self._judged, recipe.runs

@@ -18,7 +18,7 @@ from curation.choice import Choice
 from curation.curate import Split
 from service.cards import card, croissant
 from service.jobs import Job
-from service.stages import Conflict, HubFailed, Invalid, stage
+from service.stages import Conflict, Gone, HubFailed, Invalid, stage
 from service.store.datasets import Datasets, DatasetVersion
 
 MANIFEST = "manifest.json"
@@ -49,6 +49,8 @@ async def push(job: Job, *, datasets: Datasets, root: Path) -> dict[str, Any]:
     """Pushes the version that the job names. Raises Conflict when its tag holds another dataset, HubFailed."""
     request = VersionedPush.model_validate(job.request)
     dataset = await datasets.get(request.name, request.version)
+    if dataset.deleted_at is not None:
+        raise Gone("dataset_deleted", f"{dataset.name}@{dataset.version} was deleted before it was pushed")
     with stage(HubFailed, f"pushing {dataset.name}@{dataset.version} to {request.repo_id}"):
         return await asyncio.to_thread(_push, hub_of_environment(), dataset, request, root / dataset.dataset_id)
 

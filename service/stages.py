@@ -10,6 +10,7 @@
 
     Refused               the request cannot be carried out, and nothing was changed
     ├── NotFound
+    ├── Gone              there was such a thing
     ├── Conflict          it contradicts what is already there
     └── Invalid           it makes no sense, now or later
 
@@ -51,6 +52,10 @@ class Refused(Exception):
         """Stable, for programs."""
         self.extra = extra
         """More members of the problem document."""
+
+
+class Gone(Refused):
+    """There was such a thing, and somebody deleted it."""
 
 
 class NotFound(Refused):

@@ -47,8 +47,8 @@ class Refinery:
     def post(self, path: str, body: Any, **query: Any) -> Any:
         return self._call("POST", path, json=body, params=query)
 
-    def delete(self, path: str) -> Any:
-        return self._call("DELETE", path)
+    def delete(self, path: str, **query: Any) -> Any:
+        return self._call("DELETE", path, params=query)
 
     def add_prompts(self, rows: Iterable[Json], prompt_set: str) -> Json:
         """Rows ``{prompt, reference, verifier?, metadata?}``."""

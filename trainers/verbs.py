@@ -223,6 +223,19 @@ def show(
             print(url)
 
 
+@dataset.command("delete")
+def delete(
+    name: Annotated[str, typer.Argument(help="NAME@VERSION.")],
+    reason: Annotated[str, typer.Option(help="Told to whoever asks for it afterwards.")] = "",
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Deletes the files of a dataset version; what it was made of stays on record."""
+    with service_at(service) as refinery:
+        gone = refinery.delete(f"/v1/datasets/{name}", reason=reason)
+    _show({key: gone[key] for key in ("name", "version", "dataset_id", "deleted_at", "deletion_reason")}, as_json)
+
+
 @dataset.command("push")
 def push(
     name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],

@@ -19,7 +19,7 @@ from service.explaining import explain
 from service.hub import PushRequest, hub_of_environment
 from service.jobs import JobKind
 from service.parts import Parts
-from service.stages import Invalid, NotFound
+from service.stages import Gone, Invalid, NotFound
 from service.store.datasets import DatasetVersion
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -42,8 +42,16 @@ async def list_datasets(parts: PartsDep) -> list[DatasetOut]:
 
 @router.get("/{name}@{version}", response_model=DatasetOut)
 async def get_version(name: str, version: str, parts: PartsDep) -> Any:
-    dataset = await find(name, version, parts)
+    dataset = await find(name, version, parts, deleted=True)
     return pinned(dataset) if version == LATEST else DatasetOut.of(dataset)
+
+
+@router.delete("/{name}@{version}")
+async def delete_version(
+    name: str, version: int, parts: PartsDep, reason: Annotated[str, Query(max_length=1000)] = ""
+) -> DatasetOut:
+    """Deletes the files of a version. What it was made of, and why it is gone, stays."""
+    return DatasetOut.of(await parts.freezer.delete(name, version, reason))
 
 
 @router.get("/{name}@{version}/rows", response_model=RowsOut)
@@ -127,13 +135,20 @@ async def get_dataset(name: str, parts: PartsDep) -> list[DatasetOut]:
     return [DatasetOut.of(dataset) for dataset in await parts.store.datasets.versions(name)]
 
 
-async def find(name: str, version: str, parts: Parts) -> DatasetVersion:
-    """The version, or the newest for `latest`. Raises NotFound, Invalid."""
+async def find(name: str, version: str, parts: Parts, *, deleted: bool = False) -> DatasetVersion:
+    """The version, or for `latest` the newest that is not deleted. Raises NotFound, Invalid, and Gone unless a deleted
+    one will do."""
     if version == LATEST:
-        return (await parts.store.datasets.versions(name))[-1]
-    if not version.isascii() or not version.isdigit() or len(version) > 9:
+        versions = await parts.store.datasets.versions(name)
+        dataset = next((one for one in reversed(versions) if one.deleted_at is None), versions[-1])
+    elif not version.isascii() or not version.isdigit() or len(version) > 9:
         raise Invalid("bad_version", f"{version!r} is neither a number nor {LATEST!r}")
-    return await parts.store.datasets.get(name, int(version))
+    else:
+        dataset = await parts.store.datasets.get(name, int(version))
+    if dataset.deleted_at is not None and not deleted:
+        why = f": {dataset.deletion_reason}" if dataset.deletion_reason else ""
+        raise Gone("dataset_deleted", f"{name}@{dataset.version} was deleted{why}; its recipe is in its manifest")
+    return dataset
 
 
 def _caching(dataset: DatasetVersion, file: str, *, weak: bool = False) -> dict[str, str]:

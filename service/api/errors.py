@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from service.stages import (
     Conflict,
     EngineFailed,
+    Gone,
     Invalid,
     NotFound,
     Refused,
@@ -29,6 +30,7 @@ STATUS: dict[type[Exception], int] = {
     Refused: 400,
     NotFound: 404,
     Conflict: 409,
+    Gone: 410,
     TooLarge: 413,
     Invalid: 422,
     StageError: 500,

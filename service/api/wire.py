@@ -283,10 +283,13 @@ class DatasetOut(BaseModel):
     manifest: dict[str, Any]
     frozen_at: Time
     urls: dict[str, str]
-    """Of the files in the manifest, relative to the service."""
+    """Of the files in the manifest, relative to the service; none of a deleted version."""
+    deleted_at: Time | None = None
+    deletion_reason: str | None = None
 
     @classmethod
     def of(cls, dataset: DatasetVersion) -> Self:
+        files = dataset.manifest["files"] if dataset.deleted_at is None else ()
         base = f"/v1/datasets/{dataset.name}@{dataset.version}"
         return cls(
             name=dataset.name,
@@ -294,7 +297,9 @@ class DatasetOut(BaseModel):
             dataset_id=dataset.dataset_id,
             manifest=dataset.manifest,
             frozen_at=dataset.frozen_at,
-            urls={file: f"{base}/{file}" for file in dataset.manifest["files"]},
+            urls={file: f"{base}/{file}" for file in files},
+            deleted_at=dataset.deleted_at,
+            deletion_reason=dataset.deletion_reason,
         )
 
 

@@ -21,6 +21,9 @@ class DatasetVersion:
     watermark: int
     manifest: dict[str, Any]
     frozen_at: datetime
+    deleted_at: datetime | None = None
+    """Its files are gone; what it was made of is still told."""
+    deletion_reason: str | None = None
 
 
 class Datasets:
@@ -30,12 +33,14 @@ class Datasets:
     async def register(
         self, name: str, dataset_id: str, recipe: Recipe, watermark: int, manifest: dict[str, Any], now: datetime
     ) -> DatasetVersion:
-        """The next version of the name; the existing one if it holds this very dataset."""
+        """The next version of the name; the existing one if it holds this very dataset and was not deleted."""
 
         def operation(tx: Transaction) -> int:
-            versions = tx.rows("select version, dataset_id from datasets where name = ? order by version", [name])
-            for version, known in versions:
-                if known == dataset_id:
+            versions = tx.rows(
+                "select version, dataset_id, deleted_at from dataset_versions where name = ? order by version", [name]
+            )
+            for version, known, deleted_at in versions:
+                if known == dataset_id and deleted_at is None:
                     return int(version)
             tx.insert(
                 "datasets",
@@ -56,11 +61,14 @@ class Datasets:
         return await self.get(name, await self._duck.write(operation))
 
     async def by_id(self, name: str, dataset_id: str) -> DatasetVersion | None:
-        rows = await self._duck.read("select * from datasets where name = ? and dataset_id = ?", [name, dataset_id])
+        rows = await self._duck.read(
+            "select * from dataset_versions where name = ? and dataset_id = ? and deleted_at is null",
+            [name, dataset_id],
+        )
         return _version_of(rows[0]) if rows else None
 
     async def get(self, name: str, version: int) -> DatasetVersion:
-        rows = await self._duck.read("select * from datasets where name = ? and version = ?", [name, version])
+        rows = await self._duck.read("select * from dataset_versions where name = ? and version = ?", [name, version])
         if not rows:
             raise NotFound("dataset_not_found", f"there is no dataset {name}@{version}")
         return _version_of(rows[0])
@@ -68,11 +76,26 @@ class Datasets:
     async def versions(self, name: str | None = None) -> list[DatasetVersion]:
         """Oldest version first, of one name or of all."""
         rows = await self._duck.read(
-            "select * from datasets where $name is null or name = $name order by name, version", {"name": name}
+            "select * from dataset_versions where $name is null or name = $name order by name, version", {"name": name}
         )
         if name is not None and not rows:
             raise NotFound("dataset_not_found", f"there is no dataset {name!r}; POST /v1/datasets freezes one")
         return [_version_of(row) for row in rows]
+
+    async def delete(self, name: str, version: int, reason: str, now: datetime) -> bool:
+        """Leaves a tombstone, once. Whether no other version needs its files."""
+
+        def operation(tx: Transaction) -> bool:
+            [[dataset_id, deleted_at]] = tx.rows(
+                "select dataset_id, deleted_at from dataset_versions where name = ? and version = ?", [name, version]
+            )
+            if deleted_at is None:
+                stone = {"name": name, "version": version, "reason": reason, "deleted_at": now}
+                tx.insert("dataset_deletions", [stone])
+            left = "select count(*) from dataset_versions where dataset_id = ? and deleted_at is null"
+            return bool(tx.rows(left, [dataset_id])[0][0] == 0)
+
+        return await self._duck.write(operation)
 
 
 def _version_of(row: Row) -> DatasetVersion:

@@ -33,6 +33,10 @@ create table if not exists datasets (
     name varchar, version integer, dataset_id varchar, recipe varchar, watermark bigint, manifest varchar,
     frozen_at timestamp
 );
+create table if not exists dataset_deletions (name varchar, version integer, reason varchar, deleted_at timestamp);
+create or replace view dataset_versions as
+select d.*, x.reason as deletion_reason, x.deleted_at
+from datasets d left join dataset_deletions x using (name, version);
 create table if not exists rescores (
     seq bigint, group_id varchar, run varchar, job varchar, kind varchar, rewards double[], outcomes map(varchar, integer),
     verdicts struct(outcome varchar, reward double, verifier varchar, elapsed double, detail varchar)[],

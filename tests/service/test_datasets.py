@@ -255,3 +255,56 @@ def test_large_references_are_no_matter_where_a_prompt_has_many_rows(client: Tes
     assert pairs["manifest"]["rows"] == 1024
     body = client.get(prompts["urls"]["train.parquet"]).content
     assert pl.read_parquet(io.BytesIO(body))["reference"].to_list() == [row["reference"]]
+
+
+# ---- deletion
+
+
+def test_a_deleted_version_leaves_a_tombstone_and_its_lineage(sampled: TestClient) -> None:
+    frozen = freeze(sampled)
+    newer = freeze(sampled, max_pairs=3)
+
+    gone = sampled.delete("/v1/datasets/d@1", params={"reason": "leaked test questions"}).json()
+
+    assert gone["deletion_reason"] == "leaked test questions"
+    assert gone["manifest"] == frozen["manifest"]
+    assert sampled.get("/v1/datasets/d@1").json() == gone
+    assert gone["urls"] == {}
+    for path in ("train.parquet", "train.arrow", "rows", "statistics", "card", "explain?prompt_id=p"):
+        answer = sampled.get(f"/v1/datasets/d@1/{path}")
+        assert (answer.status_code, answer.json()["code"]) == (410, "dataset_deleted")
+        assert "leaked test questions" in answer.json()["detail"]
+    assert sampled.get("/v1/datasets/d@latest").json()["version"] == newer["version"] == 2
+    assert sampled.get(newer["urls"]["train.parquet"]).status_code == 200
+
+
+def test_a_deleted_dataset_can_be_frozen_again(sampled: TestClient) -> None:
+    first = freeze(sampled)
+    sampled.delete("/v1/datasets/d@1")
+
+    again = freeze(sampled)
+
+    assert (again["version"], again["dataset_id"]) == (2, first["dataset_id"])
+    assert again["manifest"]["files"] == first["manifest"]["files"]
+    assert sampled.get(again["urls"]["train.parquet"]).status_code == 200
+    assert sampled.get("/v1/datasets/d@1/train.parquet").status_code == 410
+
+
+def test_files_that_another_name_holds_stay(sampled: TestClient) -> None:
+    freeze(sampled, "d")
+    other = freeze(sampled, "other")
+
+    assert sampled.delete("/v1/datasets/d@1").status_code == 200
+
+    assert sampled.get(other["urls"]["train.parquet"]).status_code == 200
+    assert sampled.delete("/v1/datasets/other@1").status_code == 200
+    assert sampled.get("/v1/datasets/other@latest/rows").status_code == 410
+
+
+def test_deleting_twice_keeps_the_first_reason_and_deleting_nothing_is_refused(sampled: TestClient) -> None:
+    freeze(sampled)
+    first = sampled.delete("/v1/datasets/d@1", params={"reason": "first"}).json()
+
+    assert sampled.delete("/v1/datasets/d@1", params={"reason": "second"}).json() == first
+    assert sampled.delete("/v1/datasets/d@7").status_code == 404
+    assert sampled.delete("/v1/datasets/d@latest").status_code == 422
