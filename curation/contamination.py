@@ -9,9 +9,13 @@ from curation.keys import digest
 WORD = re.compile(r"\w+")
 
 
-def runs_of_words(text: str, words: int) -> Iterator[str]:
-    """Every run of `words` words, in lower case and without punctuation; of a shorter text all of it."""
-    found = WORD.findall(text.lower())
+def words_of(text: str) -> list[str]:
+    """In lower case and without punctuation."""
+    return WORD.findall(text.lower())
+
+
+def runs_of_words(found: list[str], words: int) -> Iterator[str]:
+    """Every run of `words` of these words; of fewer all of them as one."""
     if not found:
         return
     for start in range(max(1, len(found) - words + 1)):
@@ -27,16 +31,16 @@ class Forbidden:
         """By their number of words."""
         self._whole: set[str] = set()
         for text in texts:
-            [*found] = WORD.findall(text.lower())
+            found = words_of(text)
             self._whole.add(" ".join(found))
             if len(found) >= min(least, words):
-                self._runs[min(len(found), words)].update(runs_of_words(text, words))
+                self._runs[min(len(found), words)].update(runs_of_words(found, words))
 
     def is_in(self, text: str) -> bool:
-        whole = " ".join(WORD.findall(text.lower()))
-        if whole and whole in self._whole:
+        found = words_of(text)
+        if found and " ".join(found) in self._whole:
             return True
-        return any(run in runs for length, runs in self._runs.items() for run in runs_of_words(text, length))
+        return any(run in runs for length, runs in self._runs.items() for run in runs_of_words(found, length))
 
     @property
     def digest(self) -> str:

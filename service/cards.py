@@ -5,7 +5,6 @@ from typing import Any
 
 import pyarrow as pa
 
-from curation.curate import Split
 from curation.recipe import Shape
 from service.shapes import COLUMNS
 from service.store.datasets import DatasetVersion
@@ -38,7 +37,7 @@ def card(dataset: DatasetVersion) -> str:
 def _head(dataset: DatasetVersion) -> list[str]:
     size = SIZE_NAMES[sum(dataset.manifest["rows"] >= limit for limit in SIZES)]
     task = TASK.get(dataset.recipe.shape, "text-generation")
-    splits = [line for split in _splits(dataset) for line in (f"  - split: {split}", f"    path: {split}.parquet")]
+    splits = [line for split in dataset.splits for line in (f"  - split: {split}", f"    path: {split}.parquet")]
     return [
         "---",
         f"pretty_name: {json.dumps(dataset.name)}",
@@ -64,7 +63,7 @@ def _story(dataset: DatasetVersion) -> list[str]:
         "```python",
         "from datasets import load_dataset",
         "",
-        f'load_dataset("parquet", data_files={{"{_splits(dataset)[0]}": "{_splits(dataset)[0]}.parquet"}})',
+        f'load_dataset("parquet", data_files={{"{dataset.splits[0]}": "{dataset.splits[0]}.parquet"}})',
         "```",
         "",
         "## How it was made",
@@ -101,7 +100,7 @@ def _facts(manifest: dict[str, Any]) -> list[str]:
 
 def croissant(dataset: DatasetVersion, url: str) -> dict[str, Any]:
     """JSON-LD (MLCommons Croissant 1.0); `url` is that of the version."""
-    splits = _splits(dataset)
+    splits = dataset.splits
     return {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
@@ -144,10 +143,6 @@ def _field(column: pa.Field, split: str) -> dict[str, Any]:
         "dataType": CROISSANT_TYPES.get(inner, "cr:Float32" if pa.types.is_floating(inner) else "sc:Text"),
         "source": {"fileObject": {"@id": f"{split}.parquet"}, "extract": {"column": column.name}},
     }
-
-
-def _splits(dataset: DatasetVersion) -> list[Split]:
-    return [split for split in Split if f"{split}.parquet" in dataset.manifest["files"]]
 
 
 WORDS = (

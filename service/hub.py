@@ -88,7 +88,7 @@ def _refuse_another(hub: HfApi, dataset: DatasetVersion, repo_id: str, tag: str)
 
 def _files(dataset: DatasetVersion, folder: Path, url: str) -> dict[str, Path | bytes]:
     """What goes into the repository, by name."""
-    splits = [f"{split}.parquet" for split in Split if f"{split}.parquet" in dataset.manifest["files"]]
+    splits = [f"{split}.parquet" for split in dataset.splits]
     told = {
         "README.md": card(dataset),
         "croissant.json": _spelled(croissant(dataset, f"{url}/resolve/v{dataset.version}")),

@@ -92,11 +92,7 @@ class Parts:
 
     @property
     def dataset_root(self) -> Path:
-        return _dataset_root(self.settings)
-
-
-def _dataset_root(settings: Settings) -> Path:
-    return settings.data / "datasets"
+        return self.settings.dataset_root
 
 
 def utc_now() -> datetime:
@@ -191,7 +187,7 @@ async def open_parts(
 
 def _freezer(settings: Settings, store: Store, now: Callable[[], datetime]) -> Freezer:
     return Freezer(
-        _dataset_root(settings),
+        settings.dataset_root,
         groups=store.groups,
         judged=store.judged,
         prompts=store.prompts,
@@ -222,7 +218,7 @@ def _work(
         return await rescore(job, verify=verify, verdicts=store.verdicts, now=now)
 
     async def push_dataset(job: Job, report: Report) -> dict[str, Any]:
-        return await push(job, datasets=store.datasets, root=_dataset_root(settings))
+        return await push(job, datasets=store.datasets, root=settings.dataset_root)
 
     return {
         JobKind.ROLLOUTS: harvest,

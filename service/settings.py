@@ -88,6 +88,10 @@ class Settings(BaseSettings):
     """Largest request body."""
 
     @property
+    def dataset_root(self) -> Path:
+        return self.data / "datasets"
+
+    @property
     def first_checkpoint(self) -> str:
         return self.policy or str(EMBEDDED)
 

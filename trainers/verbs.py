@@ -214,7 +214,7 @@ def show(
 ) -> None:
     """Shows what became of the groups on the way into a dataset, and where its files are; --json has the manifest."""
     with service_at(service) as refinery:
-        found = _absolute(refinery.get(f"/v1/datasets/{name if '@' in name else name + '@latest'}"), service)
+        found = _absolute(refinery.get(f"/v1/datasets/{_versioned(name)}"), service)
     if as_json:
         print(json.dumps(found))
     else:
@@ -246,7 +246,7 @@ def push(
 ) -> None:
     """Pushes a dataset to the Hugging Face Hub, with its card; the service needs an HF_TOKEN in its environment."""
     with service_at(service) as refinery:
-        path = f"/v1/datasets/{name if '@' in name else name + '@latest'}/push"
+        path = f"/v1/datasets/{_versioned(name)}/push"
         job = refinery.wait(refinery.post(path, {"repo_id": repo, "private": private}))
     _show(job["result"], as_json)
 
@@ -283,7 +283,7 @@ def explain(
 ) -> None:
     """Tells why a prompt is, or is not, in a dataset: every visit, every step of the recipe, down to the draw."""
     with service_at(service) as refinery:
-        path = f"/v1/datasets/{name if '@' in name else name + '@latest'}/explain"
+        path = f"/v1/datasets/{_versioned(name)}/explain"
         told = refinery.get(path, prompt_id=prompt, group_id=group)
     if as_json:
         print(json.dumps(told))
@@ -296,6 +296,10 @@ def explain(
         console.print(f"{visit['run']}, visit {visit['visit']}: {visit['action']}, {visit['reason']}", markup=False)
         for line in _story(visit):
             console.print(f"  {line}", markup=False)
+
+
+def _versioned(name: str) -> str:
+    return name if "@" in name else f"{name}@latest"
 
 
 def _story(visit: dict[str, Any]) -> Iterator[str]:

@@ -7,7 +7,6 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse
 
-from curation.curate import Split
 from service.api.datasets import LATEST, find, path_of, pinned
 from service.api.routes import PartsDep
 from service.cards import card, croissant
@@ -67,5 +66,4 @@ async def get_diff(
 
 
 def _splits(dataset: DatasetVersion, parts: Parts) -> list[Path]:
-    names = [f"{split}.parquet" for split in Split]
-    return [path_of(dataset, name, parts) for name in names if name in dataset.manifest["files"]]
+    return [path_of(dataset, f"{split}.parquet", parts) for split in dataset.splits]

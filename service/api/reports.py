@@ -8,7 +8,6 @@ import polars as pl
 from fastapi import APIRouter, Query
 from pydantic import BaseModel
 
-from curation.curate import Split
 from curation.warmup import Measure, advise
 from service.api.datasets import find
 from service.api.routes import PartsDep
@@ -104,7 +103,7 @@ async def dataset_informativeness(
     """Of the groups that gave rows, as they are judged now: all together, then by run, then by policy version."""
     dataset = await find(name, version, parts)
     folder = parts.dataset_root / dataset.dataset_id
-    files = [folder / f"{split}.parquet" for split in Split if f"{split}.parquet" in dataset.manifest["files"]]
+    files = [folder / f"{split}.parquet" for split in dataset.splits]
     group_ids = await asyncio.to_thread(_group_ids, files)
     return [InformativenessOut.of(row, price) for row in await parts.store.reports.of_groups(group_ids)]
 

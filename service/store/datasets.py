@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from curation.curate import Split
 from curation.keys import canonical_json
 from curation.recipe import Recipe, Shape
 from service.stages import NotFound
@@ -24,6 +25,11 @@ class DatasetVersion:
     deleted_at: datetime | None = None
     """Its files are gone; what it was made of is still told."""
     deletion_reason: str | None = None
+
+    @property
+    def splits(self) -> list[Split]:
+        """Those that hold rows."""
+        return [split for split in Split if f"{split}.parquet" in self.manifest["files"]]
 
 
 class Datasets:

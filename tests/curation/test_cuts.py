@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from curation import curate as curation
-from curation.contamination import Forbidden, runs_of_words
+from curation.contamination import Forbidden, runs_of_words, words_of
 from curation.curate import Curated, Dropped
 from curation.cuts import Cut, cut, tenth_of
 from curation.judged import Row
@@ -240,14 +240,14 @@ words = st.lists(st.sampled_from(["a", "b", "c"]), max_size=12).map(" ".join)
 
 @given(words, words, st.integers(1, 4), st.integers(1, 5))
 def test_two_texts_overlap_when_they_share_a_run(text: str, other: str, count: int, least: int) -> None:
-    shared = set(runs_of_words(text, count)) & set(runs_of_words(other, count))
+    shared = set(runs_of_words(words_of(text), count)) & set(runs_of_words(words_of(other), count))
     inside = len(other.split()) >= least and f" {other} " in f" {text} "
     long_enough = len(other.split()) >= count
 
     assert Forbidden([other], count, least).is_in(text) == bool(
         other and (text == other or inside or (long_enough and shared))
     )
-    assert all(len(run.split()) == min(count, len(text.split())) for run in runs_of_words(text, count))
+    assert all(len(run.split()) == min(count, len(text.split())) for run in runs_of_words(words_of(text), count))
 
 
 @given(st.lists(words), st.randoms(use_true_random=False))
