@@ -23,7 +23,6 @@ from service.cli import relax_collector
 from service.freezing import Freezer
 from service.parts import Store
 from service.run_config import Retain, RunConfig, Sampling
-from service.store.duck import SCHEMA
 
 REPEATS = 3
 MEMORY_MIB = 1024
@@ -64,9 +63,9 @@ def run(groups: int) -> dict[str, Figure]:
 def _fill(folder: Path, groups: int) -> None:
     store = Store.open(folder)
     asyncio.run(store.runs.add(RUN, NOW))
-    store.duck.close()
+    store.close()
     with duckdb.connect(str(folder / "store.duckdb")) as connection:
-        connection.execute(SCHEMA)
+        connection.execute("set schema = 'hot_1'")
         for statement in MADE_UP:
             connection.execute(statement, {"groups": groups, "prompts": max(1, groups // 8)})
 
@@ -79,17 +78,19 @@ MADE_UP = (
     """insert into groups
        select i + 1, 'g_' || md5('g' || i), 'r', 'p_' || md5((i % $prompts)::varchar), i // $prompts, 'j', 'policy',
               1 + i // $prompts, 1.0, if(list_min(rewards) < list_max(rewards), 'informative', 'hard'), rewards, 8, 320,
-              map {'scored': 8}, 0, 1.0, 0.1, timestamp '2026-01-01'
+              map {'scored': 8}, 0, 1.0, 0.1, timestamp '2026-01-01', true
        from (select i, [(hash(8 * i + k) % 100 < hash(i % $prompts) % 100)::int::double for k in range(8)] as rewards
              from range($groups) made(i))""",
     """insert into rollouts
-       select 'g_' || md5('g' || n // 8), n % 8, repeat(md5(n::varchar) || ' ', 6),
-              [hash(n + k) % 50000 for k in range(40)], [-random()::float for k in range(40)], 40, 'stop', [], 'scored',
-              (hash(n) % 100 < hash(n // 8 % $prompts) % 100)::int::double, 'math@1', 0.0, '12', null
+       select 1 + n // 8, 'r', 'p_' || md5((n // 8 % $prompts)::varchar), 'policy', 1 + n // 8 // $prompts,
+              'g_' || md5('g' || n // 8), n % 8, 40, 198, 198, hash(n), -20.0, 'stop', 'scored',
+              (hash(n) % 100 < hash(n // 8 % $prompts) % 100)::int::double, 'math@1', 0.0, '12', null, [],
+              repeat(md5(n::varchar) || ' ', 6),
+              [hash(n + k) % 50000 for k in range(40)], [-random()::float for k in range(40)]
        from range(8 * $groups) made(n)""",
 )
 
-READ = "select group_id, idx, outcome, reward, verifier, finish_reason, tokens from rollouts where text is not null"
+READ = "select group_id, idx, outcome, reward, verifier, finish_reason, tokens from rollouts"
 
 
 def _measure(folder: Path) -> Measured:
@@ -108,7 +109,7 @@ def _measure(folder: Path) -> Measured:
     frozen = time.perf_counter()
 
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    store.duck.close()
+    store.close()
     return Measured(read - began, curated - read, frozen - curated, rows, peak)
 
 

@@ -24,10 +24,11 @@ from curation.records import (
 )
 from service.collect import Verify
 from service.run_config import Retain, RunConfig
-from service.store.duck import Duck, Transaction
+from service.store.duck import Duck
 from service.store.groups import Groups, PlannedVisit, StoredGroup, add_group, add_visits
 from service.store.prompts import add_prompts
 from service.store.runs import add_run
+from service.store.transaction import Transaction
 
 RECORDED = Decision(Action.SAMPLED, 1.0, "recorded elsewhere")
 JOB = "import"

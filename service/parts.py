@@ -36,6 +36,7 @@ from service.store.policies import Policies, PolicyVersion
 from service.store.prompts import Prompts
 from service.store.reports import Reports
 from service.store.runs import Runs
+from service.store.sealing import Sealer
 from service.store.verdicts import Verdicts
 from service.verifiers import canaries
 from service.verifiers.catalogue import Catalogue, installed
@@ -53,6 +54,7 @@ class Store:
     """The tables, by noun."""
 
     duck: Duck
+    sealer: Sealer
     prompts: Prompts
     policies: Policies
     runs: Runs
@@ -65,9 +67,13 @@ class Store:
 
     @classmethod
     def open(cls, data: Path, memory_mib: int | None = None) -> "Store":
+        """Raises StoreFailed for a folder that another service has, or whose store is damaged or of another version."""
         duck = Duck(data / "store.duckdb", memory_mib)
+        sealer = Sealer(duck)
+        sealer.start()
         return cls(
             duck,
+            sealer,
             Prompts(duck),
             Policies(duck),
             Runs(duck),
@@ -78,6 +84,10 @@ class Store:
             Datasets(duck),
             Reports(duck),
         )
+
+    def close(self) -> None:
+        self.duck.close()
+        self.sealer.end()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +182,7 @@ async def open_parts(
     # Closed in reverse order, each part even if another one fails to close.
     async with AsyncExitStack() as closing:
         store = Store.open(settings.data, settings.store_memory_mib)
-        closing.callback(store.duck.close)
+        closing.callback(store.close)
         panel = panel_of_settings(settings)
         closing.push_async_callback(panel.close)
         closing.push_async_callback(_ended, asyncio.create_task(canaries.watch(panel, seconds=settings.canary_seconds)))

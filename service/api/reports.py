@@ -12,7 +12,7 @@ from curation.warmup import Measure, advise
 from service.api.datasets import find
 from service.api.routes import PartsDep
 from service.stages import Invalid
-from service.store.duck import Row
+from service.store.transaction import Row
 
 router = APIRouter(prefix="/v1", tags=["reports"])
 Price = Annotated[float | None, Query(ge=0, le=1e9, description="Of a million sampled tokens, in any currency.")]

@@ -20,8 +20,8 @@ from service.jobs import Job, JobEvent, JobKind, JobState
 from service.run_config import NAME, RunConfig
 from service.stages import Invalid
 from service.store.datasets import DatasetVersion
-from service.store.duck import Row
 from service.store.policies import PolicyVersion
+from service.store.transaction import Row
 from service.verifiers.catalogue import Catalogue
 
 Time = Annotated[datetime, PlainSerializer(lambda t: t.replace(tzinfo=UTC).isoformat().replace("+00:00", "Z"))]

@@ -9,7 +9,8 @@ from curation.curate import Split
 from curation.keys import canonical_json
 from curation.recipe import Recipe, Shape
 from service.stages import NotFound
-from service.store.duck import Duck, Row, Transaction
+from service.store.duck import Duck
+from service.store.transaction import Row, Transaction
 
 
 @dataclass(frozen=True, slots=True)

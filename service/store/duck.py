@@ -1,20 +1,22 @@
-"""The DuckDB file: one writing thread, several reading cursors, one process.
+"""The DuckDB file: one writing thread, several readers, one process.
 
 - A write is acknowledged after its commit, never before; writes that wait together share one commit.
 - A failing write leaves no trace and does not take its neighbours in the batch with it.
+- Where the rows are changes only in a commit, so every question sees each row once.
 - The sidecar lock is held for life. No code in this process may open the .duckdb file itself: opening and closing it
   drops DuckDB's own lock, and a second writer then loses committed rows silently.
 """
 
 import asyncio
 import fcntl
+import logging
 import math
 import queue
 import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,64 +26,33 @@ import duckdb
 import pyarrow as pa
 
 from service.stages import StoreFailed, stage
+from service.store.layout import Layout, prepare
+from service.store.segments import Segment, Segments
+from service.store.transaction import OpenStore, Row, Transaction
+
+log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-Row = dict[str, Any]
 Parameters = Sequence[Any] | dict[str, Any]
 
-SCHEMA = (Path(__file__).parent / "schema.sql").read_text()
-SCHEMA_VERSION = "1"
 MOST_PER_COMMIT = 256
 """Writes that share one commit at most."""
 COMMIT_SECONDS = 1.0
 """Between two commits of patient writes."""
+BYTES_PER_ROW = 1024
+"""A guess, for rows that were there before."""
 READERS = 4
+"""Questions at once, beside the scans."""
 ROWS_PER_BATCH = 65_536
 """Of a scan."""
-SCAN_END_SECONDS = 10.0
-"""That a scan has to end when the store is closed."""
+RETRY_SECONDS = 1.0
+"""Until a store that could not be opened again is tried anew."""
+CLOSE_SECONDS = 10.0
+"""That questions have to end when the store is closed."""
 
 
 class Locked(StoreFailed):
     """Another process has the store open."""
-
-
-class Transaction:
-    """What a write sees: rows go in as Arrow batches, one per table, when somebody looks or at the commit."""
-
-    def __init__(self, connection: duckdb.DuckDBPyConnection, schemas: dict[str, pa.Schema]) -> None:
-        self._connection = connection
-        self._schemas = schemas
-        self._waiting: dict[str, list[Row]] = {}
-        self._last_seq: dict[tuple[str, ...], int] = {}
-
-    def insert(self, table: str, rows: Iterable[Row]) -> None:
-        # Made whole first: making a row may itself look into the store, and looking flushes what waits.
-        ready = list(rows)
-        self._waiting.setdefault(table, []).extend(ready)
-
-    def next_seq(self, *tables: str) -> int:
-        """Counts the rows of some tables together up from 1, in the order of their commits."""
-        if tables not in self._last_seq:
-            newest = [self.rows(f"select coalesce(max(seq), 0) from {table}")[0][0] for table in tables]
-            self._last_seq[tables] = max(newest)
-        self._last_seq[tables] += 1
-        return self._last_seq[tables]
-
-    def rows(self, sql: str, parameters: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """The answer, with everything inserted so far."""
-        self.flush()
-        answer: list[tuple[Any, ...]] = self._connection.execute(sql, parameters).fetchall()
-        return answer
-
-    def flush(self) -> None:
-        for table, rows in self._waiting.items():
-            if rows:
-                batch = pa.Table.from_pylist(rows, schema=self._schemas[table])
-                self._connection.register("batch", batch)
-                self._connection.execute(f"insert into {table} select * from batch")
-                self._connection.unregister("batch")
-        self._waiting = {}
 
 
 class _Write(NamedTuple):
@@ -91,38 +62,49 @@ class _Write(NamedTuple):
 
 
 class Duck:
-    """An open database. `write` and `read` may be called from any task of one event loop."""
+    """An open database. `write` and `read` may be called from any task of one event loop, the rest from any thread."""
 
     def __init__(self, path: Path, memory_mib: int | None = None) -> None:
         """Opens or creates the database; DuckDB holds at most so much in memory, and sorts the rest on disk.
 
-        Raises `Locked`, or StoreFailed for a file of another version.
+        Raises `Locked`, or StoreFailed for a file of another version or a damaged one.
         """
-        self._lock = _take_lock(path.with_suffix(".lock"))
+        self._path, self._memory_mib = path, memory_mib
+        self._lock = take_lock(path)
         try:
-            self._connection, self._schemas = _connect(path, memory_mib)
+            self.segments = Segments(path.parent / "segments")
+            self._store, self.layout = _opened(path, memory_mib, self.segments)
+            self.segments.keep_only(self.layout.manifest)
         except BaseException:
             self._lock.close()
             raise
-        self._readers: queue.Queue[duckdb.DuckDBPyConnection] = queue.Queue()
-        for _ in range(READERS):
-            self._readers.put(self._connection.cursor())
+        self.hot_bytes = _hot_bytes(self._store.connection)
+        """About how much is not sealed yet; as Arrow counts, so more than on disk."""
+        self._commits = _commits(self._store.connection)
+        self._last_seq: dict[tuple[str, ...], int] = {}
+        self._slots = threading.BoundedSemaphore(READERS)
+        self._cursors: set[duckdb.DuckDBPyConnection] = set()
+        self._pins: dict[object, Layout] = {}
+        self._retired: list[tuple[int, Segment]] = []
+        self._changed = threading.Condition()
+        self._closing = self._is_shut = self._broken = False
         self._writes: queue.Queue[_Write | None] = queue.Queue()
-        self._scans: set[duckdb.DuckDBPyConnection] = set()
-        self._scanning = threading.Condition()
-        self._closing = False
         self._scratch = _empty(path.with_suffix(".scratch"))
         self._thread = threading.Thread(target=self._write_forever, name="store-writer")
         self._thread.start()
 
+    @property
+    def tables(self) -> list[str]:
+        return list(self._store.schemas)
+
     async def write(self, operation: Callable[[Transaction], T], *, patient: bool = False) -> T:
         """Runs the operation on the writer thread; returns its result once that is committed. A patient one waits a
         moment for others to share its commit."""
-        if not self._thread.is_alive():
-            raise StoreFailed("the store is closed")
-        future: Future[T] = Future()
-        self._writes.put(_Write(operation, future, patient))
-        return await asyncio.wrap_future(future)
+        return await asyncio.wrap_future(self._submitted(operation, patient))
+
+    def write_now(self, operation: Callable[[Transaction], T]) -> T:
+        """The same for threads: it blocks."""
+        return self._submitted(operation, patient=False).result()
 
     async def read(self, sql: str, parameters: Parameters = ()) -> list[Row]:
         """All rows of a query, committed data only."""
@@ -137,26 +119,28 @@ class Duck:
     ) -> Iterator[pa.RecordBatch]:
         """A query's answer bit by bit, for answers that need not fit in memory; `tables` are known to it by name.
 
-        Blocks, so it belongs into a thread; it has a cursor of its own and keeps no other reader waiting.
+        Blocks, so it belongs into a thread; it keeps no other reader waiting.
         """
-        with self._scanning:
-            if self._closing:
-                raise StoreFailed("the store is closed")
-            cursor = self._connection.cursor()
-            self._scans.add(cursor)
+        with self._cursor() as cursor, stage(StoreFailed, "reading"):
+            for name, table in (tables or {}).items():
+                cursor.register(name, table)
+            for batch in cursor.execute(sql, parameters).to_arrow_reader(rows_per_batch):
+                if self._closing:
+                    raise StoreFailed("the store is being closed")
+                yield batch
+
+    @contextmanager
+    def pinned(self) -> Iterator[Layout]:
+        """What is where. Its files stay there meanwhile."""
+        pin = object()
+        with self._changed:
+            layout = self._pins[pin] = self.layout
         try:
-            with stage(StoreFailed, "reading"):
-                for name, table in (tables or {}).items():
-                    cursor.register(name, table)
-                for batch in cursor.execute(sql, parameters).to_arrow_reader(rows_per_batch):
-                    if self._closing:
-                        raise StoreFailed("the store is being closed")
-                    yield batch
+            yield layout
         finally:
-            cursor.close()
-            with self._scanning:
-                self._scans.discard(cursor)
-                self._scanning.notify_all()
+            with self._changed:
+                del self._pins[pin]
+                self._sweep()
 
     @contextmanager
     def scratch(self) -> Iterator[Path]:
@@ -165,40 +149,70 @@ class Duck:
             yield Path(folder)
 
     def close(self) -> None:
-        """Ends the scans, commits what waits, then closes; a second call does nothing."""
+        """Ends the questions, commits what waits, then closes; a second call does nothing."""
         if not self._thread.is_alive():
             return
-        self._end_scans()
-        self._writes.put(None)
+        with self._changed:
+            self._closing = True
+        self._end_questions()
+        with self._changed:
+            self._is_shut = True
+            self._writes.put(None)
         self._thread.join()
-        while not self._readers.empty():
-            self._readers.get().close()
-        self._connection.close()
+        self._store.connection.close()
         self._lock.close()
 
-    def _end_scans(self) -> None:
-        give_up = time.monotonic() + SCAN_END_SECONDS
-        with self._scanning:
-            self._closing = True
-            while self._scans and time.monotonic() < give_up:
-                for cursor in self._scans:
-                    cursor.interrupt()  # again and again: it does nothing to a query that has not begun
-                self._scanning.wait(0.1)
+    def _submitted(self, operation: Callable[[Transaction], T], patient: bool) -> Future[T]:
+        future: Future[T] = Future()
+        with self._changed:
+            if self._is_shut:
+                raise StoreFailed("the store is closed")
+            self._writes.put(_Write(operation, future, patient))
+        return future
 
     def _read(self, sql: str, parameters: Parameters) -> list[Row]:
-        cursor = self._readers.get()
-        try:
-            with stage(StoreFailed, "reading"):
-                answer = cursor.execute(sql, parameters)
-                names = [column[0] for column in answer.description or ()]
-                return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
-        finally:
-            self._readers.put(cursor)
+        with self._slots, self._cursor() as cursor, stage(StoreFailed, "reading"):
+            answer = cursor.execute(sql, parameters)
+            names = [column[0] for column in answer.description or ()]
+            return [dict(zip(names, row, strict=True)) for row in answer.fetchall()]
+
+    @contextmanager
+    def _cursor(self) -> Iterator[duckdb.DuckDBPyConnection]:
+        with self.pinned():
+            with self._changed:
+                if self._closing or self._broken:
+                    raise StoreFailed("the store is closed" if self._closing else "the store waits to be opened again")
+                cursor = self._store.connection.cursor()
+                self._cursors.add(cursor)
+            try:
+                yield cursor
+            finally:
+                cursor.close()
+                with self._changed:
+                    self._cursors.discard(cursor)
+                    self._changed.notify_all()
+
+    def _end_questions(self) -> None:
+        give_up = time.monotonic() + CLOSE_SECONDS
+        with self._changed:
+            while self._cursors and time.monotonic() < give_up:
+                for cursor in self._cursors:
+                    cursor.interrupt()  # again and again: it does nothing to a query that has not begun
+                self._changed.wait(0.1)
+
+    def _sweep(self) -> None:
+        """Removes retired segments that nobody reads any more."""
+        oldest = min((layout.manifest.number for layout in self._pins.values()), default=self.layout.manifest.number)
+        for number, segment in [retired for retired in self._retired if retired[0] <= oldest]:
+            self.segments.remove(segment)
+            self._retired.remove((number, segment))
 
     def _write_forever(self) -> None:
         closing = False
         committed = -math.inf
         while not closing:
+            if self._broken:
+                self._try_to_open_again()
             batch = self._next_batch(committed + COMMIT_SECONDS)
             closing = None in batch
             # From here on a caller who stops waiting no longer stops the write.
@@ -207,7 +221,10 @@ class Duck:
 
     def _next_batch(self, not_before: float) -> list[_Write | None]:
         """Everything that waits; while all of it is patient, everything that comes until then."""
-        batch = [self._writes.get()]
+        try:
+            batch = [self._writes.get(timeout=RETRY_SECONDS if self._broken else None)]
+        except queue.Empty:
+            return []
         while len(batch) < MOST_PER_COMMIT:
             patience = not_before - time.monotonic() if batch[-1] and batch[-1].patient else 0.0
             try:
@@ -220,15 +237,11 @@ class Duck:
         if not writes:
             return
         try:
-            self._connection.begin()
-            transaction = Transaction(self._connection, self._schemas)
-            results = [write.operation(transaction) for write in writes]
-            transaction.flush()
-            self._connection.commit()
+            results = self._carried_out([write.operation for write in writes])
         except Exception as error:  # noqa: BLE001 - whatever it is, it belongs to the caller who waits
-            self._roll_back()
-            if len(writes) == 1:
-                writes[0].future.set_exception(error)
+            if len(writes) == 1 or self._broken:
+                for write in writes:
+                    write.future.set_exception(error)
             else:
                 for write in writes:
                     self._commit([write])
@@ -236,12 +249,118 @@ class Duck:
             for write, result in zip(writes, results, strict=True):
                 write.future.set_result(result)
 
+    def _carried_out(self, operations: Sequence[Callable[[Transaction], T]]) -> list[T]:
+        """What the operations return, once all of them are committed; otherwise nothing of them is there."""
+        if self._broken:
+            raise StoreFailed("the store had to be closed, and opens again once it can: is the disk full?")
+        number = self._commits + 1
+        transaction = Transaction(self._store, self.layout, self._last_seq)
+        finished = False
+        try:
+            self._store.connection.begin()
+            results = [operation(transaction) for operation in operations]
+            transaction.finish(number)
+            finished = True
+            self._store.connection.commit()
+        except duckdb.FatalException as error:
+            self._broken = True
+            self._open_again_after(error)
+            if not finished or self._commits != number:
+                transaction.undo_files()
+                raise StoreFailed(
+                    f"the store had to be opened again, and nothing of this is stored: {error}"
+                ) from error
+        except BaseException:
+            self._roll_back()
+            transaction.undo_files()
+            raise
+        else:
+            self._move_on(transaction)
+        return results
+
+    def _move_on(self, transaction: Transaction) -> None:
+        has_new_segments = transaction.layout.manifest is not self.layout.manifest
+        if has_new_segments:
+            self._checkpoint()
+        with self._changed:
+            before, self.layout = self.layout, transaction.layout
+            self._commits += 1
+            self._last_seq = transaction.last_seq
+            is_new_generation = before.newest != self.layout.newest
+            self.hot_bytes = 0 if is_new_generation else self.hot_bytes + transaction.bytes
+            left = {segment.number for segment in self.layout.manifest.segments}
+            number = self.layout.manifest.number
+            self._retired += [(number, old) for old in before.manifest.segments if old.number not in left]
+            self._sweep()
+        if has_new_segments:
+            self.segments.forget_manifests(number)
+
+    def _checkpoint(self) -> None:
+        """Where the segments are must not depend on the log: its end is what a damage costs."""
+        try:
+            self._store.connection.execute("checkpoint")
+        except duckdb.FatalException:
+            self._broken = True
+        except duckdb.Error as error:
+            log.warning("no checkpoint, and the next will do: %s", error)
+
+    def _try_to_open_again(self) -> None:
+        try:
+            self._open_again()
+        except StoreFailed as error:
+            log.warning("%s", error)
+
+    def _open_again_after(self, error: duckdb.FatalException) -> None:
+        try:
+            self._open_again()
+        except StoreFailed as still:
+            raise StoreFailed(
+                f"{error}; and then {still}. Whether this was stored shows when it opens again"
+            ) from error
+
+    def _open_again(self) -> None:
+        """After DuckDB gave up, which it does for good when the disk was full in a checkpoint. Raises StoreFailed."""
+        self._end_questions()
+        with self._changed:
+            for cursor in self._cursors:
+                cursor.close()
+            self._store.connection.close()
+        store, layout = _opened(self._path, self._memory_mib, self.segments)
+        with self._changed:
+            self._store, self.layout, self._broken = store, layout, False
+            self._commits, self._last_seq = _commits(store.connection), {}
+
     def _roll_back(self) -> None:
         try:
-            self._connection.rollback()
+            self._store.connection.rollback()
         except duckdb.Error:
             # No transaction is open: the failure was the begin itself, or DuckDB rolled back already.
             pass
+
+
+def _opened(path: Path, memory_mib: int | None, segments: Segments) -> tuple[OpenStore, Layout]:
+    # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
+    config = {"checkpoint_threshold": "256MB"} | ({"memory_limit": f"{memory_mib}MiB"} if memory_mib else {})
+    help = f"`refinery store restore --data {path.parent}` goes on from what is whole"
+    with stage(StoreFailed, f"{path} cannot be opened, nothing was changed, and {help}"):
+        connection = duckdb.connect(str(path), config=config)
+        try:
+            layout, schemas = prepare(connection, segments)
+        except BaseException:
+            connection.close()
+            raise
+    return OpenStore(connection, schemas, segments), layout
+
+
+def _commits(connection: duckdb.DuckDBPyConnection) -> int:
+    [[commits]] = connection.execute("select value from meta where name = 'commits'").fetchall()
+    return int(commits)
+
+
+def _hot_bytes(connection: duckdb.DuckDBPyConnection) -> int:
+    sizes = "select coalesce(sum(estimated_size), 0) from duckdb_tables() where schema_name != 'main'"
+    [[rows]] = connection.execute(sizes).fetchall()
+    return int(rows) * BYTES_PER_ROW
 
 
 def _empty(folder: Path) -> Path:
@@ -251,39 +370,13 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-def _take_lock(path: Path) -> TextIO:
+def take_lock(path: Path) -> TextIO:
+    """Of the store whose database this is, for as long as the file is open. Raises Locked."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.open("a")
+    lock = path.with_suffix(".lock").open("a")
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         lock.close()
         raise Locked(f"another service has {path.parent} open; stop it or choose another --data") from None
     return lock
-
-
-def _connect(path: Path, memory_mib: int | None) -> tuple[duckdb.DuckDBPyConnection, dict[str, pa.Schema]]:
-    # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
-    config = {"checkpoint_threshold": "256MB"} | ({"memory_limit": f"{memory_mib}MiB"} if memory_mib else {})
-    with stage(StoreFailed, f"opening {path}"):
-        connection = duckdb.connect(str(path), config=config)
-        try:
-            return connection, _prepare(connection)
-        except BaseException:
-            connection.close()
-            raise
-
-
-def _prepare(connection: duckdb.DuckDBPyConnection) -> dict[str, pa.Schema]:
-    """Creates what is missing, refuses what is foreign, and returns the Arrow schema of every table."""
-    connection.execute(SCHEMA)
-    found = connection.execute("select value from meta where name = 'schema'").fetchone()
-    if found is None:
-        connection.execute("insert into meta values ('schema', ?)", [SCHEMA_VERSION])
-    elif found[0] != SCHEMA_VERSION:
-        raise StoreFailed(
-            f"the store has schema {found[0]} and this program needs {SCHEMA_VERSION}: "
-            "start it with the program version that wrote it"
-        )
-    tables = [name for (name,) in connection.execute("select table_name from duckdb_tables()").fetchall()]
-    return {table: connection.sql(f"from {table} limit 0").to_arrow_table().schema for table in tables}

@@ -4,6 +4,8 @@
 - A group and all its rollouts are one commit.
 """
 
+import hashlib
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,8 +27,9 @@ from curation.replay import Then
 from curation.selectors.base import Seen
 from service.run_config import Retain
 from service.stages import NotFound
-from service.store.duck import Duck, Row, Transaction
+from service.store.duck import Duck
 from service.store.prompts import prompt_of
+from service.store.transaction import Row, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +152,7 @@ class Groups:
         groups = await self._duck.read("select * from judged_groups where group_id = ?", [group_id])
         if not groups:
             raise NotFound("group_not_found", f"there is no group {group_id!r}")
-        rollouts = await self._duck.read("select * from rollouts where group_id = ? order by idx", [group_id])
+        rollouts = await self._duck.read("select * from rollouts where seq = ? order by idx", [groups[0]["seq"]])
         return groups[0], rollouts
 
     async def watermark(self, runs: Sequence[str]) -> int:
@@ -264,18 +267,22 @@ def add_visits(tx: Transaction, visits: Sequence[PlannedVisit], now: datetime) -
 def add_group(tx: Transaction, stored: StoredGroup, retain: Retain, now: datetime) -> None:
     group = stored.group
     kind = group.kind
+    has_text = retain.keeps_text(kind)
+    shared = {
+        "seq": tx.next_seq("groups", "rescores"),
+        "group_id": group.id,
+        "run": group.run,
+        "prompt_id": group.prompt.id,
+        "policy": stored.policy,
+        "policy_version": group.policy_version,
+    }
     tx.insert(
         "groups",
         [
             {
-                "seq": tx.next_seq("groups", "rescores"),
-                "group_id": group.id,
-                "run": group.run,
-                "prompt_id": group.prompt.id,
+                **shared,
                 "visit": group.visit,
                 "job": stored.job,
-                "policy": stored.policy,
-                "policy_version": group.policy_version,
                 "temperature": stored.temperature,
                 "kind": kind.value,
                 "rewards": list(group.rewards_G),
@@ -286,15 +293,15 @@ def add_group(tx: Transaction, stored: StoredGroup, retain: Retain, now: datetim
                 "sampling_seconds": stored.sampling_seconds,
                 "verifying_seconds": stored.verifying_seconds,
                 "stored_at": now,
+                "has_text": has_text,
             }
         ],
     )
-    keep_text = retain.keeps_text(kind)
     recorded_G = stored.recorded_rewards_G or (None,) * len(group.rollouts_G)
     tx.insert(
         "rollouts",
         (
-            _rollout_row(group.id, idx, rollout, recorded, keep_text)
+            {**shared, "idx": idx, "recorded_reward": recorded, **_rollout_row(rollout, has_text)}
             for idx, (rollout, recorded) in enumerate(zip(group.rollouts_G, recorded_G, strict=True))
         ),
     )
@@ -305,23 +312,30 @@ def outcomes_of(group: Group) -> list[tuple[str, int]]:
     return list(Counter(rollout.verdict.outcome.value for rollout in group.rollouts_G).items())
 
 
-def _rollout_row(group_id: str, idx: int, rollout: Rollout, recorded: float | None, keep_text: bool) -> Row:
+def _rollout_row(rollout: Rollout, has_text: bool) -> Row:
     completion, verdict = rollout.completion, rollout.verdict
+    encoded = completion.text.encode(errors="surrogatepass")
     return {
-        "group_id": group_id,
-        "idx": idx,
-        "text": completion.text if keep_text else None,
-        "token_ids": list(completion.token_ids_T) if keep_text else None,
-        "logprobs": list(completion.logprobs_T) if keep_text else None,
+        "text": completion.text if has_text else None,
+        "token_ids": list(completion.token_ids_T) if has_text else None,
+        "logprobs": list(completion.logprobs_T) if has_text else None,
         "tokens": len(completion.token_ids_T),
+        "characters": len(completion.text),
+        "bytes": len(encoded),
+        "text_hash": text_hash(encoded),
+        "logprob": math.fsum(completion.logprobs_T) if completion.logprobs_T else None,
         "finish_reason": completion.finish_reason.value,
         "weight_versions": [
             {"version": span.version, "start": span.start, "end": span.end} for span in completion.weight_versions
         ],
-        "recorded_reward": recorded,
         **verdict_row(verdict),
-        **({} if keep_text else {"detail": ""}),
+        **({} if has_text else {"detail": ""}),
     }
+
+
+def text_hash(encoded: bytes) -> int:
+    """What DuckDB calls ``md5_number_lower``: 64 bits that tell texts apart that are not kept."""
+    return int.from_bytes(hashlib.md5(encoded, usedforsecurity=False).digest()[8:], "little")
 
 
 def verdict_row(verdict: Verdict) -> Row:

@@ -5,7 +5,8 @@ from datetime import datetime
 
 from curation.keys import canonical_json
 from service.jobs import Job, JobEvent, JobKind, JobState
-from service.store.duck import Duck, Row, Transaction
+from service.store.duck import Duck
+from service.store.transaction import Row, Transaction
 
 
 class Jobs:

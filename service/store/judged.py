@@ -101,14 +101,14 @@ class Judged:
 
 GROUPS = """
 select g.seq, g.prompt_id, g.run, g.visit, g.group_id, g.policy_version, g.temperature,
-       ({prompt_bytes})::int as prompt_bytes, r.text is not null as has_text, r.idx,
+       ({prompt_bytes})::int as prompt_bytes, g.has_text, r.idx,
        if(coalesce(n.verdicts is null or r.verifier = $verifier, false),
           {{outcome: r.outcome, reward: r.reward, verifier: r.verifier}},
           {{outcome: n.verdicts[r.idx + 1].outcome, reward: n.verdicts[r.idx + 1].reward,
             verifier: n.verdicts[r.idx + 1].verifier}}) as verdict,
        r.finish_reason = 'length' as truncated, r.tokens,
-       coalesce(length(r.text), 0)::int as characters, coalesce(strlen(r.text), 0)::int as bytes, {digest} as digest
-from rollouts r join groups g using (group_id) join prompts p using (prompt_id)
+       if(g.has_text, r.characters, 0) as characters, if(g.has_text, r.bytes, 0) as bytes, {digest} as digest
+from rollouts r join groups g using (seq) join prompts p on p.prompt_id = g.prompt_id
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
            group by group_id) n on n.group_id = g.group_id

@@ -4,7 +4,8 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from service.stages import Conflict, NotFound
-from service.store.duck import Duck, Transaction
+from service.store.duck import Duck
+from service.store.transaction import Transaction
 
 
 @dataclass(frozen=True, slots=True)

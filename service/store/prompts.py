@@ -8,7 +8,8 @@ from typing import NamedTuple
 from curation.keys import canonical_json
 from curation.records import Prompt
 from service.stages import NotFound
-from service.store.duck import Duck, Row, Transaction
+from service.store.duck import Duck
+from service.store.transaction import Row, Transaction
 
 
 class Added(NamedTuple):

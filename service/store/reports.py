@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from service.store.duck import Duck, Row
+from service.store.duck import Duck
+from service.store.transaction import Row
 
 ORDER = "order by run nulls first, policy_version nulls first"
 

@@ -5,7 +5,8 @@ from datetime import datetime
 from curation.keys import canonical_json
 from service.run_config import RunConfig
 from service.stages import Conflict, NotFound
-from service.store.duck import Duck, Transaction
+from service.store.duck import Duck
+from service.store.transaction import Transaction
 
 
 class Runs:

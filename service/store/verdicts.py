@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from curation.records import Group, Outcome
-from service.store.duck import Duck, Row, Transaction
+from service.store.duck import Duck
 from service.store.groups import MEMBERS, group_of, outcomes_of, verdict_row
+from service.store.transaction import Row, Transaction
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +95,24 @@ def _add(tx: Transaction, job: str, judged: Sequence[Group], now: datetime) -> N
 
 
 TO_RESCORE = """
-select g.group_id, bool_and(r.text is not null) as has_text
-from judged_groups g join rollouts r using (group_id)
+select g.group_id, g.has_text
+from judged_groups g join (select seq, verifier from rollouts where idx = 0) r using (seq)
 where g.run = $run
   and g.group_id not in (select group_id from rescores where job = $job)
   and ($prompts is null or list_contains($prompts, g.prompt_id))
   and ($outcomes is null or len(list_intersect(map_keys(g.outcomes), $outcomes)) > 0)
-group by g.group_id, g.seq, g.verdicts
-having $verifier is null or coalesce(any_value(g.verdicts)[1].verifier, min_by(r.verifier, r.idx)) = $verifier
+  and ($verifier is null or coalesce(g.verdicts[1].verifier, r.verifier) = $verifier)
 order by g.seq
 """
 
 GROUPS = f"""
+with chosen as (select * from groups where list_contains($ids, group_id))
 select g.group_id, g.run, g.visit, g.policy_version, s.verdicts,
        p.prompt_id, p.text, p.reference, p.verifier, p.metadata, r.rollouts
-from groups g
+from chosen g
 join prompts p using (prompt_id)
-join (select group_id, {MEMBERS} as rollouts
-      from rollouts where list_contains($ids, group_id) group by group_id) r using (group_id)
+join (select seq, {MEMBERS} as rollouts
+      from rollouts where seq in (select seq from chosen) group by seq) r using (seq)
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where list_contains($ids, group_id) and (job = $job) = $by_job group by group_id) s using (group_id)
-where list_contains($ids, g.group_id)
 """

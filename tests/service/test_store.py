@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from service.stages import StoreFailed
-from service.store.duck import Duck, Locked, Transaction
+from service.store.duck import Duck, Locked
+from service.store.transaction import Transaction
 from tests.service.conftest import OpenService
 from tests.service.steps import freeze, prepare, sample
 

@@ -1,0 +1,155 @@
+"""Keeping a store: is it whole, a copy of it while it serves, and what can be had back of a damaged one.
+
+- A backup is a tar of the segments of one manifest and of every frozen dataset: a moment of the store, whatever is
+  written meanwhile.
+- Nothing damaged is ever deleted: it is put aside, and said where.
+"""
+
+import json
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+from typing import BinaryIO
+
+import duckdb
+
+from service.stages import Conflict, Invalid, StoreFailed
+from service.store.duck import Duck, Locked, take_lock
+from service.store.sealing import Sealer
+from service.store.segments import Segments, sha256_of
+
+DATABASE = "store.duckdb"
+CHUNK = 2**20
+
+CHECKS = {
+    "groups that are stored twice": "select group_id from groups group by 1 having count(*) > 1",
+    "groups that share a number": "select seq from groups group by 1 having count(*) > 1",
+    "groups without all of their rollouts": """
+        select g.group_id from groups g left join (
+            select seq, count(*) as n, count(distinct idx) as different, max(idx) as last from rollouts group by 1
+        ) r using (seq) where coalesce(r.n, 0) != g.rollouts or r.different != r.n or r.last != r.n - 1""",
+    "rollouts without a group": "select distinct group_id from rollouts anti join groups using (seq)",
+    "groups without their prompt": "select group_id from groups anti join prompts using (prompt_id)",
+    "groups without their visit": "select group_id from groups anti join visits using (run, prompt_id, visit)",
+    "prompts that are stored twice": "select prompt_id from prompts group by 1 having count(*) > 1",
+    "rescores without a group": "select distinct group_id from rescores anti join groups using (group_id)",
+}
+"""What must not be there, and how to find it."""
+
+
+def damages(duck: Duck, dataset_root: Path) -> Iterator[str]:
+    """Everything that is wrong with the store, in words: files that changed, rows that contradict each other, datasets
+    that are not there."""
+    with duck.pinned() as layout:
+        yield from duck.segments.damages(layout.manifest)
+    for what, sql in CHECKS.items():
+        found = [str(value) for batch in duck.scan(sql) for value in batch[0].to_pylist()]
+        if found:
+            yield f"{len(found)} {what}: {', '.join(found[:3])}"
+    for batch in duck.scan("select distinct dataset_id, manifest from dataset_versions where deleted_at is null"):
+        for dataset_id, manifest in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            for name, file in json.loads(manifest)["files"].items():
+                path = dataset_root / dataset_id / name
+                if not path.is_file():
+                    yield f"{path} is missing"
+                elif sha256_of(path) != file["sha256"]:
+                    yield f"{path} is not what was frozen: its sha256 differs"
+
+
+def backup(duck: Duck, sealer: Sealer, dataset_root: Path) -> Iterator[bytes]:
+    """The store as it is now, as a tar, bit by bit. Writers go on meanwhile."""
+    sealer.seal()
+    with duck.pinned() as layout:
+        files = [
+            (f"segments/{path.parent.name}/{path.name}", path)
+            for segment in layout.manifest.segments
+            for path in (duck.segments.path(segment, table) for table in segment.files)
+        ]
+        known = {str(row[0].as_py()) for batch in duck.scan(LIVE_DATASETS) for row in zip(*batch.columns, strict=True)}
+        for folder in sorted(dataset_root / dataset_id for dataset_id in known):
+            files += [(f"datasets/{folder.name}/{path.name}", path) for path in sorted(folder.iterdir())]
+        manifest = duck.segments.manifest_path(layout.manifest.number)
+        for name, path in [*files, (f"segments/{manifest.name}", manifest)]:
+            yield from _member(name, path)
+    yield bytes(2 * tarfile.BLOCKSIZE)
+
+
+LIVE_DATASETS = "select distinct dataset_id from dataset_versions where deleted_at is null"
+
+
+def _member(name: str, path: Path) -> Iterator[bytes]:
+    info = tarfile.TarInfo(name)
+    info.size = path.stat().st_size
+    yield info.tobuf()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            yield chunk
+    yield bytes(-info.size % tarfile.BLOCKSIZE)
+
+
+def restore(data: Path, tar: BinaryIO) -> Duck:
+    """Makes a new data folder out of a backup; returns its store, open. Raises Conflict for a folder that is in use,
+    Invalid for a file that is no whole backup."""
+    if data.exists() and any(data.iterdir()):
+        raise Conflict("folder_not_empty", f"{data} is not empty: a backup is restored into a new folder")
+    unfinished = data.with_name(f"{data.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)
+    try:
+        with tarfile.open(fileobj=tar, mode="r|") as archive:
+            archive.extractall(unfinished, filter="data")
+        segments = Segments(unfinished / "segments")
+        broken = list(segments.damages(segments.newest()))
+    except (tarfile.TarError, EOFError) as error:
+        raise Invalid("bad_backup", f"this is not a whole backup: {error}") from error
+    if broken or not segments.newest().number:
+        raise Invalid("bad_backup", f"this is not a whole backup: {'; '.join(broken[:3]) or 'it has no manifest'}")
+    if data.exists():
+        data.rmdir()
+    unfinished.rename(data)
+    return Duck(data / DATABASE)
+
+
+def rescue(data: Path, now: datetime) -> tuple[Duck, list[str]]:
+    """Opens a store that the service refuses to open, without what is damaged; tells what it did, in words. The damaged
+    files are kept aside as they were. Raises Locked for one that is in use, StoreFailed if nothing helps."""
+    path = data / DATABASE
+    log = path.with_name(f"{path.name}.wal")
+    try:
+        return Duck(path), ["the store is not damaged"]
+    except Locked:
+        raise
+    except StoreFailed as error:
+        failure = str(error)
+    with take_lock(path):
+        aside = data / f"damaged-{now:%Y%m%dT%H%M%S}"
+        aside.mkdir()
+        for file in (path, log):
+            if file.exists():
+                shutil.copy2(file, aside)
+    told = [failure, f"the files as they were are in {aside}"]
+    if (at := _torn_at(path)) is not None:
+        size = log.stat().st_size
+        os.truncate(log, at)
+        told.append(f"the log is whole up to byte {at} of {size}: what was committed after that is lost")
+    try:
+        return Duck(path), told
+    except StoreFailed as error:
+        told.append(f"the database itself cannot be read: {error}")
+    for file in (path, log):
+        file.unlink(missing_ok=True)
+    told.append("it was made anew from its segments: what was not sealed yet is lost")
+    return Duck(path), told
+
+
+def _torn_at(path: Path) -> int | None:
+    """Where the first damaged entry of the log begins."""
+    try:
+        duckdb.connect(str(path)).close()
+    except duckdb.Error as error:
+        found = re.search(r"Corrupt WAL file: entry at byte position (\d+)", str(error))
+        return int(found[1]) if found else None
+    return None
