@@ -12,6 +12,7 @@ from service.api import (
     groups,
     health,
     jobs,
+    keeping,
     metrics,
     policies,
     prompts,
@@ -22,7 +23,21 @@ from service.api import (
 )
 from service.parts import Parts
 
-ROUTES = (prompts, policies, workers, runs, jobs, groups, replay, reports, descriptions, datasets, health, metrics)
+ROUTES = (
+    prompts,
+    policies,
+    workers,
+    runs,
+    jobs,
+    groups,
+    replay,
+    reports,
+    descriptions,
+    datasets,
+    keeping,
+    health,
+    metrics,
+)
 """In this order: what `datasets` does not know by name it takes for a file."""
 
 

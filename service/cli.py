@@ -1,4 +1,4 @@
-"""Verbs of the service: ``refinery serve``."""
+"""Verbs of the service: ``refinery serve`` and ``refinery store``."""
 
 import asyncio
 import gc
@@ -15,6 +15,7 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
+from service import store_verbs
 from service.engines.addresses import parse_worker
 from service.settings import EngineChoice, ReloadMode, Settings
 from service.verifiers.declared import parse_declared
@@ -22,6 +23,7 @@ from service.verifiers.declared import parse_declared
 
 def register(app: typer.Typer) -> None:
     app.command()(serve)
+    app.add_typer(store_verbs.app, name="store")
 
 
 def serve(

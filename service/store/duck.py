@@ -142,6 +142,10 @@ class Duck:
                 del self._pins[pin]
                 self._sweep()
 
+    def counts(self) -> dict[str, int]:
+        """Rows by table."""
+        return {table: int(self._read(f"select count(*) as n from {table}", ())[0]["n"]) for table in self.tables}
+
     @contextmanager
     def scratch(self) -> Iterator[Path]:
         """A folder beside the database for what does not fit in memory, gone afterwards."""
@@ -270,9 +274,11 @@ class Duck:
                 raise StoreFailed(
                     f"the store had to be opened again, and nothing of this is stored: {error}"
                 ) from error
-        except BaseException:
+        except BaseException as error:
             self._roll_back()
             transaction.undo_files()
+            if isinstance(error, duckdb.Error):
+                raise StoreFailed(f"nothing of this is stored: {error}") from error
             raise
         else:
             self._move_on(transaction)

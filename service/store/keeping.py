@@ -47,7 +47,11 @@ def damages(duck: Duck, dataset_root: Path) -> Iterator[str]:
     with duck.pinned() as layout:
         yield from duck.segments.damages(layout.manifest)
     for what, sql in CHECKS.items():
-        found = [str(value) for batch in duck.scan(sql) for value in batch[0].to_pylist()]
+        try:
+            found = [str(value) for batch in duck.scan(sql) for value in batch[0].to_pylist()]
+        except StoreFailed as error:
+            yield f"it could not be seen whether there are {what}: {error}"
+            continue
         if found:
             yield f"{len(found)} {what}: {', '.join(found[:3])}"
     for batch in duck.scan("select distinct dataset_id, manifest from dataset_versions where deleted_at is null"):
