@@ -19,6 +19,7 @@ from service.api import (
     replay,
     reports,
     runs,
+    sql,
     workers,
 )
 from service.parts import Parts
@@ -35,6 +36,7 @@ ROUTES = (
     descriptions,
     datasets,
     keeping,
+    sql,
     health,
     metrics,
 )

@@ -26,6 +26,7 @@ from service.jobs import Job, JobBoard, JobKind, Work
 from service.publishing import publish
 from service.rescoring import rescore
 from service.settings import EngineChoice, ReloadMode, Settings
+from service.sql.console import Console, Limits
 from service.stages import Conflict
 from service.store.datasets import Datasets
 from service.store.duck import Duck
@@ -43,9 +44,10 @@ from service.verifiers.catalogue import Catalogue, installed
 from service.verifiers.declared import declared_verifiers
 from service.verifiers.panel import Panel
 from service.verifiers.pool import VerifierPool
-from service.verifiers.worker import NO_LIMIT, Limits
+from service.verifiers.worker import NO_LIMIT
+from service.verifiers.worker import Limits as VerifierLimits
 
-MODEL_LIMITS = Limits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT, load_seconds=900.0)
+MODEL_LIMITS = VerifierLimits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT, load_seconds=900.0)
 """Of a reward model in a worker process; with two of them in turn, loading counts against the check."""
 
 
@@ -98,6 +100,7 @@ class Parts:
     panel: Panel
     jobs: JobBoard
     freezer: Freezer
+    console: Console
     now: Callable[[], datetime]
 
     @property
@@ -146,7 +149,9 @@ async def _ended(task: asyncio.Task[None]) -> None:
 
 def panel_of_settings(settings: Settings) -> Panel:
     """Raises Conflict for a declared verifier whose name is taken."""
-    limits = Limits(settings.verifier_seconds, settings.verifier_cpu_seconds, settings.verifier_memory_mib << 20)
+    limits = VerifierLimits(
+        settings.verifier_seconds, settings.verifier_cpu_seconds, settings.verifier_memory_mib << 20
+    )
     operator = {"python": settings.code_python and str(settings.code_python), "unsafe": settings.unsafe_local_code}
     known = installed(code=operator)
     declared = declared_verifiers(settings.verifier)
@@ -192,7 +197,14 @@ async def open_parts(
         closing.push_async_callback(jobs.close)
         await _load_policies(settings, store, engines, now)
         await jobs.resume()
-        yield Parts(settings, store, engines, panel, jobs, _freezer(settings, store, now), now)
+        console = _console(settings, store)
+        closing.push_async_callback(console.close)
+        yield Parts(settings, store, engines, panel, jobs, _freezer(settings, store, now), console, now)
+
+
+def _console(settings: Settings, store: Store) -> Console:
+    limits = Limits(processes=settings.sql_processes, memory_mib=settings.sql_memory_mib)
+    return Console(store.duck, store.sealer, settings.dataset_root, limits)
 
 
 def _freezer(settings: Settings, store: Store, now: Callable[[], datetime]) -> Freezer:

@@ -84,6 +84,12 @@ class Settings(BaseSettings):
     """Python that programs under test run with; the system's by default."""
     unsafe_local_code: bool = False
     """Run programs under test on this machine without a sandbox."""
+    sql_processes: int = Field(2, ge=1)
+    """Questions in SQL that are answered at once."""
+    sql_seconds: float = Field(60.0, gt=0)
+    """That one may take, whatever it asks for."""
+    sql_memory_mib: int = Field(1024, ge=128)
+    """That one may use."""
     body_mib: int = Field(256, ge=1)
     """Largest request body."""
 

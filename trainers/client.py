@@ -3,6 +3,7 @@
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -46,6 +47,14 @@ class Refinery:
 
     def post(self, path: str, body: Any, **query: Any) -> Any:
         return self._call("POST", path, json=body, params=query)
+
+    def stream(self, path: str, body: Any) -> Iterator[bytes]:
+        """The answer to a POST bit by bit, for what need not fit in memory."""
+        with self._reached(), self._http.stream("POST", path, json=body) as response:
+            if response.status_code >= 400:
+                response.read()
+                raise RefineryError(response.status_code, _problem(response))
+            yield from response.iter_raw()
 
     def delete(self, path: str, **query: Any) -> Any:
         return self._call("DELETE", path, params=query)
@@ -94,15 +103,27 @@ class Refinery:
         return answer
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        try:
+        with self._reached():
             response = self._http.request(method, path, **arguments)
-        except httpx2.TransportError as error:
+        if response.status_code >= 400:
+            raise RefineryError(response.status_code, _problem(response))
+        return response.json()
+
+    @contextmanager
+    def _reached(self) -> Iterator[None]:
+        try:
+            yield
+        except httpx2.ConnectError as error:
             detail = f"no service answers at {self.url}: {error}; start one with `refinery serve`"
             raise RefineryError(0, {"code": "unreachable", "detail": detail}) from None
-        if response.status_code >= 400:
-            try:
-                problem = response.json()
-            except ValueError:
-                problem = {"detail": response.text[:500]}
-            raise RefineryError(response.status_code, problem)
-        return response.json()
+        except httpx2.TransportError as error:
+            detail = f"the service at {self.url} broke off: {error}"
+            raise RefineryError(0, {"code": "broke_off", "detail": detail}) from None
+
+
+def _problem(response: httpx2.Response) -> Json:
+    try:
+        problem: Json = response.json()
+    except ValueError:
+        problem = {"detail": response.text[:500]}
+    return problem

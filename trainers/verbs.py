@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from curation.recorded import FieldMapping, GroupIn
-from trainers import replays, reports
+from trainers import questions, replays, reports
 from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at
 
 GROUPS_PER_REQUEST = 100
@@ -31,6 +31,7 @@ def register(app: typer.Typer) -> None:
     app.command()(rollouts)
     app.command("import")(import_file)
     app.command()(rescore)
+    questions.register(app)
     replays.register(app)
     reports.register(app)
 

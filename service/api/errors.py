@@ -9,6 +9,7 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from service.sql.console import Busy, SqlFailed, TimedOut
 from service.stages import (
     Conflict,
     EngineFailed,
@@ -37,6 +38,9 @@ STATUS: dict[type[Exception], int] = {
     EngineFailed: 503,
     VerifierFailed: 503,
     StoreFailed: 503,
+    SqlFailed: 503,
+    TimedOut: 408,
+    Busy: 429,
 }
 
 

@@ -5,7 +5,7 @@ its place, in one commit. Every table has a view of the same name, which is all 
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path
@@ -49,12 +49,12 @@ def schema_of(generation: int) -> str:
     return f"hot_{generation}"
 
 
-def rows_of(table: str, generations: Sequence[int], manifest: Manifest, segments: Segments) -> str:
+def rows_of(table: str, generations: Sequence[int], manifest: Manifest, path_of: Callable[[Segment, str], Path]) -> str:
     """SQL for all rows of a table, in no order. Columns that files of an older schema lack are null."""
     parts = [f"(from {schema_of(generation)}.{table})" for generation in generations]
     having = [segment for segment in manifest.segments if table in segment.files]
     for _, alike in groupby(having, key=lambda segment: segment.schema_version):
-        files = ", ".join(quoted(segments.path(segment, table)) for segment in alike)
+        files = ", ".join(quoted(path_of(segment, table)) for segment in alike)
         parts.append(f"(from read_parquet([{files}]))")
     return " union all by name ".join(parts)
 
@@ -64,8 +64,9 @@ def quoted(path: Path) -> str:
     return "'" + str(path).replace("'", "''") + "'"
 
 
-def create_generation(connection: duckdb.DuckDBPyConnection, generation: int) -> None:
-    connection.execute(HOT.sub(schema_of(generation), TABLES))
+def tables_of(generation: int) -> str:
+    """SQL that makes the empty tables of a generation."""
+    return HOT.sub(schema_of(generation), TABLES)
 
 
 def create_views(
@@ -73,7 +74,7 @@ def create_views(
 ) -> None:
     newest_first = layout.generations[::-1]
     for table in tables:
-        rows = rows_of(table, newest_first, layout.manifest, segments)
+        rows = rows_of(table, newest_first, layout.manifest, segments.path)
         connection.execute(f"create or replace view {table} as {rows}")
 
 
@@ -92,7 +93,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, segments: Segments) -> tuple[
             "program that wrote it, or a newer one"
         )
     if version < SCHEMA_VERSION or "schema" not in meta:
-        create_generation(connection, FIRST)
+        connection.execute(tables_of(FIRST))
     if version == 1:
         connection.execute(HOT.sub(schema_of(FIRST), FROM_1))
     if "manifest" not in meta:

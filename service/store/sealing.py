@@ -94,14 +94,14 @@ class Sealer:
     def _merge(self, old: Sequence[Segment]) -> None:
         manifest = Manifest(segments=tuple(old))
         tables = sorted({table for segment in old for table in segment.files})
-        rows = {table: self._duck.scan(rows_of(table, (), manifest, self._duck.segments)) for table in tables}
+        rows = {table: self._duck.scan(rows_of(table, (), manifest, self._duck.segments.path)) for table in tables}
         segment = self._duck.segments.write(SCHEMA_VERSION, rows)
         if segment is None:
             raise StoreFailed(f"segments {[s.number for s in old]} hold no rows: the store is damaged")
         self._duck.write_now(lambda tx: tx.replace(old, [segment]))
 
     def _rows(self, table: str, generations: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        return self._duck.scan(rows_of(table, generations, Manifest(), self._duck.segments))
+        return self._duck.scan(rows_of(table, generations, Manifest(), self._duck.segments.path))
 
 
 def mergeable(manifest: Manifest) -> Sequence[Segment]:

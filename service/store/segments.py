@@ -81,7 +81,7 @@ class Segments:
         self._numbers = itertools.count(1 + max((int(folder.name) for folder in self._folders()), default=0))
 
     def path(self, segment: Segment, table: str) -> Path:
-        return self.root / _name(segment.number) / f"{table}.parquet"
+        return self.root / segment_folder(segment) / f"{table}.parquet"
 
     def paths(self, manifest: Manifest, table: str) -> list[Path]:
         return [self.path(segment, table) for segment in manifest.segments if table in segment.files]
@@ -172,6 +172,10 @@ class Segments:
 
     def _folders(self) -> list[Path]:
         return [folder for folder in self.root.iterdir() if folder.name.isdigit()]
+
+
+def segment_folder(segment: Segment) -> str:
+    return _name(segment.number)
 
 
 def _name(number: int) -> str:

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import duckdb
 import pyarrow as pa
 
-from service.store.layout import SCHEMA_VERSION, Layout, create_generation, create_views, schema_of
+from service.store.layout import SCHEMA_VERSION, Layout, create_views, schema_of, tables_of
 from service.store.segments import Segment, Segments
 
 Row = dict[str, Any]
@@ -55,7 +55,7 @@ class Transaction:
         """From now on, and after this commit, rows go into a new generation of tables."""
         self.flush()
         layout = self.layout.rotated()
-        create_generation(self._store.connection, layout.newest)
+        self._store.connection.execute(tables_of(layout.newest))
         self._move_to(layout)
 
     def replace(self, old: Sequence[Segment], new: Sequence[Segment], *, sealed: Sequence[int] = ()) -> None:

@@ -11,7 +11,6 @@ import contextlib
 import os
 import resource
 import select
-import shutil
 import signal
 import subprocess
 import sys
@@ -22,21 +21,11 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Protocol, Self
 
-NOBODY = 65534
+from service.bubblewrap import NOBODY, nameless, path_of, seccomp_program
+
 SYSTEM_PYTHON = Path("/usr/bin/python3")
 MOST_OUTPUT = 1 << 20
 """Bytes that one answer may have."""
-# fmt: off
-DENIED = (
-    "socket", "socketpair", "ptrace", "mount", "umount2", "pivot_root", "unshare", "setns", "keyctl",
-    "add_key", "request_key", "bpf", "perf_event_open", "userfaultfd", "io_uring_setup", "io_uring_enter",
-    "io_uring_register", "process_vm_readv", "process_vm_writev", "kexec_load", "kexec_file_load",
-    "init_module", "finit_module", "delete_module", "open_by_handle_at", "name_to_handle_at", "memfd_secret",
-    "pidfd_getfd", "fsopen", "fsmount", "fsconfig", "fspick", "move_mount", "open_tree", "chroot", "mknod",
-    "mknodat", "personality", "quotactl", "swapon", "swapoff", "reboot",
-)
-# fmt: on
-"""System calls that a program which computes something has no use for."""
 
 
 class NoSandbox(Exception):
@@ -133,11 +122,11 @@ class Box:
 class Bubblewrap:
     def __init__(self, python: Path) -> None:
         self._python = python
-        self._filter = _seccomp_program()
+        self._filter = seccomp_program()
 
     def start(self, source: str, arguments: Sequence[str] = (), limits: BoxLimits = LIMITS) -> Box:
         # The source and the filter go in through files that have no name.
-        program, syscalls = _nameless(source.encode()), _nameless(self._filter)
+        program, syscalls = nameless(source.encode()), nameless(self._filter)
         command = [*self._command(program, syscalls, limits), *arguments]
         is_root = os.geteuid() == 0
         try:
@@ -163,7 +152,7 @@ class Bubblewrap:
 
     def _command(self, program: int, syscalls: int, limits: BoxLimits) -> list[str]:
         return [
-            *(_path("bwrap"), "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
+            *(path_of("bwrap"), "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
             *("--new-session", "--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "HOME", "/tmp"),
             *("--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin", "--symlink", "usr/lib", "/lib"),
             *("--symlink", "usr/lib64", "/lib64", *_binds(self._python), "--proc", "/proc", "--dev", "/dev"),
@@ -184,7 +173,7 @@ class Bare:
         self._python = python
 
     def start(self, source: str, arguments: Sequence[str] = (), limits: BoxLimits = LIMITS) -> Box:
-        program = _nameless(source.encode())
+        program = nameless(source.encode())
         try:
             return Box(
                 subprocess.Popen(
@@ -233,13 +222,6 @@ ADVICE = (
 )
 
 
-def _path(program: str) -> str:
-    found = shutil.which(program, path="/usr/bin:/bin:/usr/local/bin")
-    if found is None:
-        raise FileNotFoundError(f"there is no {program}")
-    return found
-
-
 def _binds(python: Path) -> list[str]:
     """Read-only folders of a Python that is not the system's."""
     if python.is_relative_to("/usr"):
@@ -247,27 +229,3 @@ def _binds(python: Path) -> list[str]:
     real = python.resolve()
     folders = {python.parent.parent, real.parent.parent}
     return [part for folder in sorted(folders) for part in ("--ro-bind", str(folder), str(folder))]
-
-
-def _nameless(content: bytes) -> int:
-    fd = os.memfd_create("box")
-    os.write(fd, content)
-    os.lseek(fd, 0, os.SEEK_SET)
-    return fd
-
-
-@lru_cache(maxsize=1)
-def _seccomp_program() -> bytes:
-    """The filter as the kernel takes it. Raises OSError without libseccomp."""
-    try:
-        import pyseccomp
-    except (ImportError, RuntimeError) as error:
-        raise OSError(f"no libseccomp: {error}") from error
-    rules = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    for name in DENIED:
-        with contextlib.suppress(OSError, ValueError):  # this kernel or library does not know it
-            rules.add_rule(pyseccomp.ERRNO(1), name)
-    with os.fdopen(os.memfd_create("filter"), "w+b") as file:
-        rules.export_bpf(file)
-        file.seek(0)
-        return file.read()

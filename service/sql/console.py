@@ -1,0 +1,296 @@
+"""Questions of users in SQL, answered by processes in containers that can do nothing else.
+
+- No question runs in the service's own process; none sees the database, another question, the network or a secret.
+- A deadline is kept by killing; the process is replaced, and nobody else notices but for a moment's wait.
+- An answer is of one moment of the store, at most two seconds old, and stays readable while the store goes on.
+"""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import struct
+import sys
+import sysconfig
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from enum import StrEnum, auto
+from pathlib import Path
+from typing import Any
+
+from service.bubblewrap import NOBODY, nameless, path_of, seccomp_program
+from service.sql.views import DATASETS, SEGMENTS, definitions
+from service.stages import Invalid, Refused, StageError
+from service.store.duck import Duck
+from service.store.layout import tables_of
+from service.store.sealing import Sealer
+
+INSIDE = Path(__file__).parent / "inside"
+FRAME = struct.Struct(">cI")
+FRESH_SECONDS = 2.0
+"""Rows that are older are in every answer."""
+MOST_WAITING = 64
+"""Questions; more are told to come again."""
+READY_SECONDS = 30.0
+HEADROOM = 2 << 30
+"""Address space of a process beside what DuckDB may use."""
+
+
+class SqlFailed(StageError):
+    """Questions cannot be answered here."""
+
+
+class TimedOut(Refused):
+    """The question took longer than it may."""
+
+
+class Busy(Refused):
+    """Too many questions at once."""
+
+
+class Format(StrEnum):
+    JSON = auto()
+    CSV = auto()
+    NDJSON = auto()
+    ARROW = auto()
+    PARQUET = auto()
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    sql: str
+    params: Sequence[Any] | dict[str, Any] = ()
+    format: Format = Format.JSON
+    limit: int | None = None
+    """Rows; None for all of them."""
+    offset: int = 0
+    """Rows to leave away at the beginning."""
+    seconds: float = 10.0
+    runs: Sequence[str] | None = None
+    """Those whose rows may be seen; None for all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    processes: int = 2
+    memory_mib: int = 1024
+    """That one question may use."""
+    threads: int = field(default_factory=lambda: os.cpu_count() or 1)
+    """Of one question."""
+    answer_bytes: int = 32 << 20
+    """Of a JSON answer."""
+
+
+class Console:
+    def __init__(self, duck: Duck, sealer: Sealer, dataset_root: Path, limits: Limits) -> None:
+        self._duck = duck
+        self._sealer = sealer
+        self._limits = limits
+        self._dataset_root = dataset_root
+        self._idle: list[_Child] = []
+        self._free = asyncio.Semaphore(limits.processes)
+        self._waiting = 0
+        self._settling: set[asyncio.Task[None]] = set()
+
+    async def ask(self, question: Question) -> AsyncGenerator[bytes]:
+        """The answer, bit by bit; closing the generator early ends the question.
+
+        Raises Invalid for a question that is none, TimedOut, Busy, and SqlFailed where no container can be had. Once
+        the first bytes are there, an answer that cannot be finished ends in SqlFailed.
+        """
+        async with self._child() as child:
+            await asyncio.to_thread(self._sealer.seal, younger_than=FRESH_SECONDS)
+            with self._duck.pinned() as layout:
+                datasets = await self._duck.read("select * from dataset_versions order by name, version")
+                request = self._request(question, definitions(layout, datasets, question.runs))
+                deadline = asyncio.get_running_loop().time() + question.seconds
+                try:
+                    told = await child.begin(request, deadline)
+                except TimeoutError:
+                    raise TimedOut("sql_timeout", f"not answered within {question.seconds:g} seconds") from None
+                except (asyncio.IncompleteReadError, ConnectionError):
+                    raise Invalid("sql_out_of_memory", "the question ended its process: it needs too much") from None
+                if told is not None:
+                    raise Invalid(told["code"], told["detail"])
+                async for chunk in child.rest(deadline):
+                    yield chunk
+
+    async def close(self) -> None:
+        await asyncio.gather(*self._settling)
+        for child in self._idle:
+            await child.end()
+        self._idle.clear()
+
+    def _request(self, question: Question, views: Mapping[str, Any]) -> bytes:
+        config = {
+            "threads": str(self._limits.threads),
+            "memory_limit": f"{self._limits.memory_mib}MiB",
+            "temp_directory": "",
+            "max_temp_directory_size": "0GB",
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+            "python_enable_replacements": "false",
+        }
+        told = {
+            "config": config,
+            "folders": [str(SEGMENTS), str(DATASETS)],
+            "tables": tables_of(0),
+            "views": views,
+            "sql": question.sql,
+            "params": question.params,
+            "format": question.format.value,
+            "limit": question.limit,
+            "offset": question.offset,
+            "bytes": self._limits.answer_bytes,
+        }
+        return json.dumps(told).encode() + b"\n"
+
+    @asynccontextmanager
+    async def _child(self) -> AsyncIterator["_Child"]:
+        """A process that waits for a question; afterwards it is the next one's, or there is a new one in its place."""
+        if self._waiting >= MOST_WAITING:
+            raise Busy("sql_busy", f"{self._waiting} questions wait already: ask again in a moment")
+        self._waiting += 1
+        try:
+            await self._free.acquire()
+        finally:
+            self._waiting -= 1
+        try:
+            child = self._idle.pop(0) if self._idle else await self._started()
+        except BaseException:
+            self._free.release()
+            raise
+        try:
+            yield child
+        finally:
+            task = asyncio.create_task(self._settle(child))
+            self._settling.add(task)
+            task.add_done_callback(self._settling.discard)
+
+    async def _settle(self, child: "_Child") -> None:
+        try:
+            if not await child.is_ready():
+                await child.end()  # whatever it still does, it must not go on
+                child = await self._started()
+            self._idle.append(child)
+        except SqlFailed:
+            pass  # the next question will say so
+        finally:
+            self._free.release()
+
+    async def _started(self) -> "_Child":
+        self._dataset_root.mkdir(parents=True, exist_ok=True)
+        descriptors: list[int] = []
+        try:
+            descriptors.append(nameless(seccomp_program()))
+            process = await asyncio.create_subprocess_exec(
+                *self._command(*descriptors),
+                stdin=asyncio.subprocess.PIPE,
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.DEVNULL,
+                env={},  # bubblewrap's own environment can be read inside
+                cwd="/",
+                pass_fds=descriptors,
+                start_new_session=True,
+                limit=1 << 22,
+            )
+        except OSError as error:
+            raise SqlFailed(f"no sandbox for SQL: {error}; {ADVICE}") from error
+        finally:
+            for descriptor in descriptors:
+                os.close(descriptor)
+        child = _Child(process)
+        if not await child.is_ready():
+            await child.end()
+            raise SqlFailed(f"no sandbox for SQL: bubblewrap does not work with {sys.executable}; {ADVICE}")
+        return child
+
+    def _command(self, syscalls: int) -> list[str]:
+        address_space = (self._limits.memory_mib << 20) + HEADROOM
+        read_only = {Path(folder).resolve() for folder in (sys.prefix, sys.base_prefix, *_libraries())} | {
+            Path(sys.prefix).absolute()
+        }
+        binds = [part for folder in sorted(read_only) for part in ("--ro-bind", str(folder), str(folder))]
+        return [
+            *(path_of("bwrap"), "--unshare-all", "--unshare-user", "--disable-userns", "--die-with-parent"),
+            *("--new-session", "--clearenv", "--setenv", "PATH", "/usr/bin", "--setenv", "HOME", "/tmp"),
+            *("--tmpfs", "/tmp", "--ro-bind", "/usr", "/usr", "--symlink", "usr/bin", "/bin"),
+            *("--symlink", "usr/lib", "/lib", "--symlink", "usr/lib64", "/lib64", *binds),
+            *("--proc", "/proc", "--dev", "/dev"),
+            *("--ro-bind", str(self._duck.segments.root.absolute()), str(SEGMENTS)),
+            *("--ro-bind", str(self._dataset_root.absolute()), str(DATASETS)),
+            *("--ro-bind", str(INSIDE), "/program", "--remount-ro", "/", "--chdir", "/tmp"),
+            *("--uid", str(NOBODY), "--gid", str(NOBODY), "--hostname", "box", "--cap-drop", "ALL"),
+            *("--seccomp", str(syscalls), sys.executable, "-I", "/program", str(address_space)),
+        ]
+
+
+ADVICE = "install bubblewrap 0.8 or newer and libseccomp, and allow user namespaces"
+
+
+class _Child:
+    """One process, for one question after another."""
+
+    def __init__(self, process: asyncio.subprocess.Process) -> None:
+        self._process = process
+        assert process.stdin is not None
+        assert process.stdout is not None
+        self._in, self._out = process.stdin, process.stdout
+        self._is_done = True
+
+    async def is_ready(self) -> bool:
+        """Waits until it can take a question; False if it has not finished the last one, or never will be ready."""
+        if not self._is_done:
+            return False
+        try:
+            await self._frame(asyncio.get_running_loop().time() + READY_SECONDS)
+        except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            return False
+        return True
+
+    async def begin(self, request: bytes, deadline: float) -> dict[str, str] | None:
+        """Asks; what is wrong with the question, or None. Raises TimeoutError, and IncompleteReadError
+        when the process ended."""
+        self._is_done = False
+        async with asyncio.timeout_at(deadline):
+            self._in.write(request)
+            await self._in.drain()
+        kind, payload = await self._frame(deadline)
+        told: dict[str, str] | None = json.loads(payload) if kind == b"e" else None
+        return told
+
+    async def rest(self, deadline: float) -> AsyncIterator[bytes]:
+        """The data of the answer. Raises SqlFailed where it breaks off."""
+        while not self._is_done:
+            try:
+                kind, payload = await self._frame(deadline)
+            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
+                raise SqlFailed("the answer could not be finished in time") from error
+            if kind == b"e":
+                raise SqlFailed(json.loads(payload)["detail"])
+            yield payload
+
+    async def _frame(self, deadline: float) -> tuple[bytes, bytes]:
+        async with asyncio.timeout_at(deadline):
+            kind, size = FRAME.unpack(await self._out.readexactly(FRAME.size))
+            payload = await self._out.readexactly(size)
+        self._is_done = kind in (b"e", b"z")
+        return kind, payload
+
+    async def end(self) -> None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        await self._process.wait()
+
+
+def _libraries() -> list[str]:
+    """Folders of what the program imports, wherever they are installed."""
+    import duckdb
+    import pyarrow
+
+    paths = sysconfig.get_paths()
+    packages = {str(Path(str(module.__file__)).parents[1]) for module in (duckdb, pyarrow)}
+    return sorted(packages | {paths["stdlib"]})
