@@ -19,6 +19,8 @@ class Bench(StrEnum):
     VERIFY = auto()
     CODE = auto()
     CURATE = auto()
+    STORE = auto()
+    SQL = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -33,6 +35,10 @@ def bench(
     seeds: Annotated[int, typer.Option(min=1, help="For learning.")] = 5,
     steps: Annotated[int, typer.Option(min=3, help="For learning: gradient steps of each arm.")] = 30,
     groups: Annotated[int, typer.Option(min=8, help="For curate: stored groups of 8.")] = 1_000_000,
+    rollouts: Annotated[int, typer.Option(min=80_000, help="For store and sql: how many are stored.")] = 1_000_000,
+    folder: Annotated[
+        Path | None, typer.Option(help="For store: keep the store here. For sql: ask one that was kept.")
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -62,6 +68,14 @@ def bench(
             from benchmarks import curate
 
             figures = curate.run(groups)
+        case Bench.STORE:
+            from benchmarks import store
+
+            figures = store.run(rollouts, folder)
+        case Bench.SQL:
+            from benchmarks import sql
+
+            figures = sql.run(rollouts, folder)
     if as_json:
         print(json.dumps(document(name, figures)))
         return

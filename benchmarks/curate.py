@@ -115,7 +115,11 @@ def _measure(folder: Path) -> Measured:
 
 async def _freeze(store: Store, root: Path) -> None:
     """Under a name of its own each time: the same dataset is not made twice."""
-    freezer = Freezer(
+    await freezer_of(store, root).freeze(root.name.replace("_", "-").lower(), RECIPE)
+
+
+def freezer_of(store: Store, root: Path) -> Freezer:
+    return Freezer(
         root,
         groups=store.groups,
         judged=store.judged,
@@ -124,4 +128,3 @@ async def _freeze(store: Store, root: Path) -> None:
         datasets=store.datasets,
         now=lambda: NOW,
     )
-    await freezer.freeze(root.name.replace("_", "-").lower(), RECIPE)

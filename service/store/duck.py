@@ -97,6 +97,11 @@ class Duck:
     def tables(self) -> list[str]:
         return list(self._store.schemas)
 
+    @property
+    def schemas(self) -> Mapping[str, pa.Schema]:
+        """What rows of each table look like in Arrow."""
+        return self._store.schemas
+
     async def write(self, operation: Callable[[Transaction], T], *, patient: bool = False) -> T:
         """Runs the operation on the writer thread; returns its result once that is committed. A patient one waits a
         moment for others to share its commit."""

@@ -27,7 +27,7 @@ SEAL_SECONDS = 300.0
 """That rows stay hot at most: as much as a damaged database can cost."""
 FAN_IN = 8
 """Segments of about the same size that become one."""
-SMALL_BYTES, LARGE_BYTES = 2**22, 2**29
+SMALL_BYTES, LARGE_BYTES = 2**22, 2**27
 """Segments below the one are all of about the same size; those above the other are left alone."""
 
 

@@ -249,7 +249,7 @@ def test_only_neighbours_of_about_the_same_size_are_merged() -> None:
     assert len(mergeable(of_sizes(*[1] * 7))) == 0
     assert [s.number for s in mergeable(of_sizes(100, *[1] * 9))] == list(range(1, 9))
     assert len(mergeable(of_sizes(*[1] * 4, 100, *[1] * 4))) == 0
-    assert len(mergeable(of_sizes(*[600] * 20))) == 0
+    assert len(mergeable(of_sizes(*[150] * 20))) == 0
 
 
 def test_a_store_of_the_first_schema_is_upgraded(path: Path) -> None:
