@@ -124,7 +124,7 @@ def _direct(data: Path) -> Callable[[str], list[Any]]:
     store.sealer.seal()
     datasets = asyncio.run(store.duck.read("select * from dataset_versions order by name, version"))
     layout = store.duck.layout
-    views = definitions(layout, datasets, None)
+    views = definitions(layout, datasets, data / "datasets", None)
     store.close()
     real = {str(SEGMENTS): str((data / "segments").absolute()), str(DATASETS): str((data / "datasets").absolute())}
     for of_schema in views.values():

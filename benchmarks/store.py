@@ -21,7 +21,7 @@ import duckdb
 from benchmarks.curate import NOW, freezer_of
 from benchmarks.report import Figure, spread
 from benchmarks.rows import GROUP_SIZE, RUNS, Size, batches, prompts, run_name
-from curation.recipe import AllRightWithWrong, Recipe
+from curation.recipe import KRandomPairs, Recipe
 from curation.selection import RunState
 from curation.selectors.simple import Greso
 from service.cli import relax_collector
@@ -35,9 +35,7 @@ COMPARED = 8
 """Batches that DuckDB takes, too."""
 MEMORY_MIB = 2048
 PAIRS = 1_000_000
-RECIPE = Recipe(
-    runs=tuple(run_name(i) for i in range(RUNS)), pairs=AllRightWithWrong(), per_prompt=64, max_pairs=PAIRS, seed=7
-)
+RECIPE = Recipe(runs=tuple(run_name(i) for i in range(RUNS)), pairs=KRandomPairs(k=2), max_pairs=PAIRS, seed=7)
 RUN = RunConfig(name=run_name(0), policy="policy", prompt_set="s", sampling=Sampling(n=GROUP_SIZE), retain=Retain.ALL)
 
 

@@ -103,8 +103,8 @@ def _opened(data: Path) -> Iterator["Store"]:
 
 
 def _existing(data: Path) -> Path:
-    if not data.is_dir():
-        sys.exit(f"refinery store: there is no folder {data}")
+    if not (data / "store.duckdb").exists() and not (data / "segments").is_dir():
+        sys.exit(f"refinery store: there is no store in {data}")
     return data
 
 
@@ -121,7 +121,7 @@ def _failing() -> Iterator[None]:
 
     try:
         yield
-    except httpx2.TransportError as error:
+    except httpx2.ConnectError as error:
         sys.exit(
             f"refinery store: no service answers: {error}; start one with `refinery serve`, or name a --data folder"
         )

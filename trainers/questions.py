@@ -37,7 +37,7 @@ def register(app: typer.Typer) -> None:
 
 def sql(
     question: Annotated[str | None, typer.Argument(help="One SELECT; without it, the views and their columns.")] = None,
-    param: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for $NAME; may be repeated.")] = None,
+    param: Annotated[list[str] | None, typer.Option(help="NAME=VALUE for $NAME; a text of digits as '\"7\"'.")] = None,
     answer: Annotated[Answer | None, typer.Option("--format", help="By default a table, or what the file is.")] = None,
     out: Annotated[Path | None, typer.Option("--out", "-o", help="Write the whole answer to this file.")] = None,
     limit: Annotated[int | None, typer.Option(min=0, help="Rows; 1,000 by default in a table or JSON.")] = None,
@@ -81,7 +81,7 @@ def _params(given: list[str]) -> dict[str, Any]:
         if not equals or not name:
             sys.exit(f"refinery: --param {item}: NAME=VALUE was expected")
         try:
-            plain = json.loads(value)
+            plain = json.loads(value, parse_constant=str)
         except ValueError:
             plain = value
         params[name] = value if isinstance(plain, list | dict) else plain

@@ -114,12 +114,15 @@ async def _answer(question: Question, parts: Parts, request: Request) -> Respons
     chunks = parts.console.ask(question)
     # Begun before the status is sent: what is wrong with a question shows by then.
     began = asyncio.ensure_future(anext(chunks, b""))
-    while not began.done():
-        await asyncio.wait({began}, timeout=LOOK_SECONDS)
-        if not began.done() and await request.is_disconnected():
+    try:
+        while not began.done():
+            await asyncio.wait({began}, timeout=LOOK_SECONDS)
+            if not began.done() and await request.is_disconnected():
+                return Response(status_code=499)
+    finally:
+        if not began.done():
             began.cancel()  # which ends the question
             await asyncio.gather(began, return_exceptions=True)
-            return Response(status_code=499)
     return StreamingResponse(_rest(began.result(), chunks), media_type=MEDIA_TYPES[question.format])
 
 

@@ -13,8 +13,8 @@ import signal
 import struct
 import sys
 import sysconfig
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
@@ -34,6 +34,7 @@ FRESH_SECONDS = 2.0
 MOST_WAITING = 64
 """Questions; more are told to come again."""
 READY_SECONDS = 30.0
+CLOSE_SECONDS = 5.0
 HEADROOM = 2 << 30
 """Address space of a process beside what DuckDB may use."""
 
@@ -93,6 +94,8 @@ class Console:
         self._free = asyncio.Semaphore(limits.processes)
         self._waiting = 0
         self._settling: set[asyncio.Task[None]] = set()
+        self._living: set[_Child] = set()
+        self._closed = False
 
     async def ask(self, question: Question) -> AsyncGenerator[bytes]:
         """The answer, bit by bit; closing the generator early ends the question.
@@ -104,24 +107,33 @@ class Console:
             await asyncio.to_thread(self._sealer.seal, younger_than=FRESH_SECONDS)
             with self._duck.pinned() as layout:
                 datasets = await self._duck.read("select * from dataset_versions order by name, version")
-                request = self._request(question, definitions(layout, datasets, question.runs))
-                deadline = asyncio.get_running_loop().time() + question.seconds
-                try:
-                    told = await child.begin(request, deadline)
-                except TimeoutError:
-                    raise TimedOut("sql_timeout", f"not answered within {question.seconds:g} seconds") from None
-                except (asyncio.IncompleteReadError, ConnectionError):
-                    raise Invalid("sql_out_of_memory", "the question ended its process: it needs too much") from None
-                if told is not None:
-                    raise Invalid(told["code"], told["detail"])
-                async for chunk in child.rest(deadline):
-                    yield chunk
+                views = definitions(layout, datasets, self._dataset_root, question.runs)
+                with child.until(question.seconds):
+                    try:
+                        told = await child.begin(self._request(question, views))
+                    except (asyncio.IncompleteReadError, ConnectionError):
+                        if child.is_over_time:
+                            detail = f"not answered within {question.seconds:g} seconds"
+                            raise TimedOut("sql_timeout", detail) from None
+                        detail = "the question ended its process: it needs too much"
+                        raise Invalid("sql_out_of_memory", detail) from None
+                    if told is not None:
+                        raise Invalid(told["code"], told["detail"])
+                    async for chunk in child.rest():
+                        yield chunk
 
     async def close(self) -> None:
-        await asyncio.gather(*self._settling)
-        for child in self._idle:
-            await child.end()
-        self._idle.clear()
+        """Ends all questions and their processes."""
+        self._closed = True
+        for child in self._living:
+            child.kill()
+        # Whoever still asks sees the end of its process, and lets go of it.
+        give_up = asyncio.get_running_loop().time() + CLOSE_SECONDS
+        while self._living - set(self._idle) and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110
+            await asyncio.sleep(0.02)
+        for child in list(self._living):
+            await self._ended(child)
+        await asyncio.gather(*self._settling, return_exceptions=True)
 
     def _request(self, question: Question, views: Mapping[str, Any]) -> bytes:
         config = {
@@ -159,7 +171,7 @@ class Console:
         finally:
             self._waiting -= 1
         try:
-            child = self._idle.pop(0) if self._idle else await self._started()
+            child = await self._next()
         except BaseException:
             self._free.release()
             raise
@@ -170,10 +182,18 @@ class Console:
             self._settling.add(task)
             task.add_done_callback(self._settling.discard)
 
+    async def _next(self) -> "_Child":
+        while self._idle:
+            child = self._idle.pop(0)
+            if child.is_alive:
+                return child
+            await self._ended(child)
+        return await self._started()
+
     async def _settle(self, child: "_Child") -> None:
         try:
             if not await child.is_ready():
-                await child.end()  # whatever it still does, it must not go on
+                await self._ended(child)  # whatever it still does, it must not go on
                 child = await self._started()
             self._idle.append(child)
         except SqlFailed:
@@ -181,10 +201,16 @@ class Console:
         finally:
             self._free.release()
 
+    async def _ended(self, child: "_Child") -> None:
+        await child.end()
+        self._living.discard(child)
+
     async def _started(self) -> "_Child":
-        self._dataset_root.mkdir(parents=True, exist_ok=True)
+        if self._closed:
+            raise SqlFailed("the service is being closed")
         descriptors: list[int] = []
         try:
+            self._dataset_root.mkdir(parents=True, exist_ok=True)
             descriptors.append(nameless(seccomp_program()))
             process = await asyncio.create_subprocess_exec(
                 *self._command(*descriptors),
@@ -203,8 +229,14 @@ class Console:
             for descriptor in descriptors:
                 os.close(descriptor)
         child = _Child(process)
-        if not await child.is_ready():
-            await child.end()
+        self._living.add(child)
+        try:
+            is_ready = await child.is_ready()
+        except BaseException:
+            await asyncio.shield(self._ended(child))
+            raise
+        if not is_ready:
+            await self._ended(child)
             raise SqlFailed(f"no sandbox for SQL: bubblewrap does not work with {sys.executable}; {ADVICE}")
         return child
 
@@ -240,50 +272,78 @@ class _Child:
         assert process.stdout is not None
         self._in, self._out = process.stdin, process.stdout
         self._is_done = True
+        self.is_over_time = False
+        """It was killed because its time was over."""
+
+    @property
+    def is_alive(self) -> bool:
+        return self._process.returncode is None
+
+    @contextmanager
+    def until(self, seconds: float) -> Iterator[None]:
+        """Kills it when its time is over, whoever waits for what by then."""
+        timer = asyncio.get_running_loop().call_later(seconds, self._end_in_time)
+        try:
+            yield
+        finally:
+            timer.cancel()
 
     async def is_ready(self) -> bool:
         """Waits until it can take a question; False if it has not finished the last one, or never will be ready."""
-        if not self._is_done:
+        if not self._is_done or self.is_over_time:
             return False
         try:
-            await self._frame(asyncio.get_running_loop().time() + READY_SECONDS)
+            async with asyncio.timeout(READY_SECONDS):
+                await self._frame()
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
             return False
         return True
 
-    async def begin(self, request: bytes, deadline: float) -> dict[str, str] | None:
-        """Asks; what is wrong with the question, or None. Raises TimeoutError, and IncompleteReadError
-        when the process ended."""
+    async def begin(self, request: bytes) -> dict[str, str] | None:
+        """Asks; what is wrong with the question, or None. Raises IncompleteReadError when the process ended."""
         self._is_done = False
-        async with asyncio.timeout_at(deadline):
-            self._in.write(request)
-            await self._in.drain()
-        kind, payload = await self._frame(deadline)
+        self._in.write(request)
+        await self._in.drain()
+        kind, payload = await self._frame()
         told: dict[str, str] | None = json.loads(payload) if kind == b"e" else None
         return told
 
-    async def rest(self, deadline: float) -> AsyncIterator[bytes]:
+    async def rest(self) -> AsyncIterator[bytes]:
         """The data of the answer. Raises SqlFailed where it breaks off."""
         while not self._is_done:
             try:
-                kind, payload = await self._frame(deadline)
-            except (TimeoutError, asyncio.IncompleteReadError, ConnectionError) as error:
+                kind, payload = await self._frame()
+            except (asyncio.IncompleteReadError, ConnectionError) as error:
                 raise SqlFailed("the answer could not be finished in time") from error
             if kind == b"e":
                 raise SqlFailed(json.loads(payload)["detail"])
+            if self.is_over_time:
+                raise SqlFailed("the answer could not be finished in time")
             yield payload
 
-    async def _frame(self, deadline: float) -> tuple[bytes, bytes]:
-        async with asyncio.timeout_at(deadline):
-            kind, size = FRAME.unpack(await self._out.readexactly(FRAME.size))
-            payload = await self._out.readexactly(size)
+    async def end(self) -> None:
+        self.kill()
+        # While unread output is held back, its end is not seen, and nobody is told that the process is gone.
+        with contextlib.suppress(ConnectionError, RuntimeError):  # somebody else reads it already
+            while await self._out.read(1 << 20):
+                pass
+        await self._process.wait()
+
+    async def _frame(self) -> tuple[bytes, bytes]:
+        kind, size = FRAME.unpack(await self._out.readexactly(FRAME.size))
+        payload = await self._out.readexactly(size)
         self._is_done = kind in (b"e", b"z")
         return kind, payload
 
-    async def end(self) -> None:
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
-        await self._process.wait()
+    def _end_in_time(self) -> None:
+        if not self._is_done:
+            self.is_over_time = True
+            self.kill()
+
+    def kill(self) -> None:
+        if self.is_alive:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
 
 
 def _libraries() -> list[str]:

@@ -65,15 +65,15 @@ where false"""
 
 
 def definitions(
-    layout: Layout, datasets: Sequence[dict[str, Any]], runs: Sequence[str] | None
+    layout: Layout, datasets: Sequence[dict[str, Any]], dataset_root: Path, runs: Sequence[str] | None
 ) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """SQL that makes each view, and the views of the schema `store` that it stands on, by schema and name. `datasets`
-    are rows of `dataset_versions`, `runs` those that may be seen."""
+    are rows of `dataset_versions`, `runs` those that may be seen. Datasets whose files are gone are left away."""
     allowed = None if runs is None else ", ".join(map(_text, runs)) or "null"
     rescored = any("rescores" in segment.files for segment in layout.manifest.segments)
     internal = [*(_table(table, layout, allowed) for table in SCOPE), *_statements(VIEWS)]
     internal.append(NOW_RESCORED if rescored else NOW)
-    published = [*_statements(PUBLISHED), _pairs(datasets, runs)]
+    published = [*_statements(PUBLISHED), _pairs(datasets, dataset_root, runs)]
     return {
         "store": {_name(sql): (sql, BARE.findall(sql)) for sql in internal},
         "main": {_name(sql): (sql, QUALIFIED.findall(sql)) for sql in published},
@@ -101,7 +101,7 @@ def _path(segment: Segment, table: str) -> Path:
     return SEGMENTS / segment_folder(segment) / f"{table}.parquet"
 
 
-def _pairs(datasets: Sequence[dict[str, Any]], runs: Sequence[str] | None) -> str:
+def _pairs(datasets: Sequence[dict[str, Any]], root: Path, runs: Sequence[str] | None) -> str:
     """Every pair of every dataset of pairs that is still there."""
     places: dict[str, list[tuple[str, int, str]]] = {}
     for dataset in datasets:
@@ -110,7 +110,7 @@ def _pairs(datasets: Sequence[dict[str, Any]], runs: Sequence[str] | None) -> st
         if recipe.get("shape", "pairs") != "pairs" or dataset["deleted_at"] is not None or not is_seen:
             continue
         for split in ("train", "test"):
-            if f"{split}.parquet" in files:
+            if f"{split}.parquet" in files and (root / dataset["dataset_id"] / f"{split}.parquet").exists():
                 path = str(DATASETS / dataset["dataset_id"] / f"{split}.parquet")
                 places.setdefault(path, []).append((dataset["name"], dataset["version"], split))
     if not places:

@@ -40,7 +40,7 @@ from store.rescores s join store.groups g using (group_id)
 join (select group_id, max(seq) as newest from store.rescores group by 1) n on n.group_id = s.group_id,
 lateral (select unnest(s.verdicts) as verdict, generate_subscripts(s.verdicts, 1) as idx) u;
 create view datasets as
-select name, version, dataset_id, recipe->>'$.shape' as shape, from_json(recipe->'$.runs', '["varchar"]') as runs,
+select name, version, dataset_id, coalesce(recipe->>'$.shape', 'pairs') as shape, from_json(recipe->'$.runs', '["varchar"]') as runs,
        coalesce((manifest->>'$.files."train.parquet".rows')::bigint, 0) as train_rows,
        coalesce((manifest->>'$.files."test.parquet".rows')::bigint, 0) as test_rows,
        recipe::json as recipe, watermark, manifest::json as manifest, frozen_at, deleted_at, deletion_reason

@@ -18,7 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple, TextIO, TypeVar
 
@@ -55,6 +55,10 @@ class Locked(StoreFailed):
     """Another process has the store open."""
 
 
+class OutcomeUnknown(StoreFailed):
+    """Whether something was committed shows when the store can be opened again."""
+
+
 class _Write(NamedTuple):
     operation: Callable[[Transaction], Any]
     future: Future[Any]
@@ -87,6 +91,8 @@ class Duck:
         self._pins: dict[object, Layout] = {}
         self._retired: list[tuple[int, Segment]] = []
         self._changed = threading.Condition()
+        self._checkpointed = 0
+        """Number of the manifest that the database file names, whatever becomes of its log."""
         self._closing = self._is_shut = self._broken = False
         self._writes: queue.Queue[_Write | None] = queue.Queue()
         self._scratch = _empty(path.with_suffix(".scratch"))
@@ -196,8 +202,8 @@ class Duck:
             try:
                 yield cursor
             finally:
-                cursor.close()
                 with self._changed:
+                    cursor.close()
                     self._cursors.discard(cursor)
                     self._changed.notify_all()
 
@@ -206,13 +212,15 @@ class Duck:
         with self._changed:
             while self._cursors and time.monotonic() < give_up:
                 for cursor in self._cursors:
-                    cursor.interrupt()  # again and again: it does nothing to a query that has not begun
+                    with suppress(duckdb.Error):
+                        cursor.interrupt()  # again and again: it does nothing to a query that has not begun
                 self._changed.wait(0.1)
 
     def _sweep(self) -> None:
         """Removes retired segments that nobody reads any more."""
         oldest = min((layout.manifest.number for layout in self._pins.values()), default=self.layout.manifest.number)
-        for number, segment in [retired for retired in self._retired if retired[0] <= oldest]:
+        safe = min(oldest, self._checkpointed)
+        for number, segment in [retired for retired in self._retired if retired[0] <= safe]:
             self.segments.remove(segment)
             self._retired.remove((number, segment))
 
@@ -222,6 +230,8 @@ class Duck:
         while not closing:
             if self._broken:
                 self._try_to_open_again()
+            elif self._is_checkpoint_due:
+                self._checkpoint()
             batch = self._next_batch(committed + COMMIT_SECONDS)
             closing = None in batch
             # From here on a caller who stops waiting no longer stops the write.
@@ -231,7 +241,7 @@ class Duck:
     def _next_batch(self, not_before: float) -> list[_Write | None]:
         """Everything that waits; while all of it is patient, everything that comes until then."""
         try:
-            batch = [self._writes.get(timeout=RETRY_SECONDS if self._broken else None)]
+            batch = [self._writes.get(timeout=RETRY_SECONDS if self._broken or self._is_checkpoint_due else None)]
         except queue.Empty:
             return []
         while len(batch) < MOST_PER_COMMIT:
@@ -290,42 +300,48 @@ class Duck:
         return results
 
     def _move_on(self, transaction: Transaction) -> None:
-        has_new_segments = transaction.layout.manifest is not self.layout.manifest
-        if has_new_segments:
-            self._checkpoint()
         with self._changed:
             before, self.layout = self.layout, transaction.layout
             self._commits += 1
             self._last_seq = transaction.last_seq
             is_new_generation = before.newest != self.layout.newest
-            self.hot_bytes = 0 if is_new_generation else self.hot_bytes + transaction.bytes
+            self.hot_bytes = transaction.bytes + (0 if is_new_generation else self.hot_bytes)
             left = {segment.number for segment in self.layout.manifest.segments}
             number = self.layout.manifest.number
             self._retired += [(number, old) for old in before.manifest.segments if old.number not in left]
-            self._sweep()
-        if has_new_segments:
-            self.segments.forget_manifests(number)
+        if self._is_checkpoint_due:
+            self._checkpoint()
+
+    @property
+    def _is_checkpoint_due(self) -> bool:
+        return self._checkpointed < self.layout.manifest.number
 
     def _checkpoint(self) -> None:
-        """Where the segments are must not depend on the log: its end is what a damage costs."""
+        """Where the segments are must not depend on the log: its end is what a damage costs. So what the last manifest
+        named stays until the database file itself names another. DuckDB refuses while somebody reads; then later."""
+        number = self.layout.manifest.number
         try:
             self._store.connection.execute("checkpoint")
+            with self._changed:
+                self._checkpointed = number
+                self._sweep()
+            self.segments.forget_manifests(number)
         except duckdb.FatalException:
             self._broken = True
-        except duckdb.Error as error:
-            log.warning("no checkpoint, and the next will do: %s", error)
+        except (duckdb.Error, OSError) as error:
+            log.debug("no checkpoint, and the next will do: %s", error)
 
     def _try_to_open_again(self) -> None:
         try:
             self._open_again()
-        except StoreFailed as error:
+        except Exception as error:  # noqa: BLE001 - the writer thread must live, and try again
             log.warning("%s", error)
 
     def _open_again_after(self, error: duckdb.FatalException) -> None:
         try:
             self._open_again()
         except StoreFailed as still:
-            raise StoreFailed(
+            raise OutcomeUnknown(
                 f"{error}; and then {still}. Whether this was stored shows when it opens again"
             ) from error
 
@@ -333,13 +349,14 @@ class Duck:
         """After DuckDB gave up, which it does for good when the disk was full in a checkpoint. Raises StoreFailed."""
         self._end_questions()
         with self._changed:
-            for cursor in self._cursors:
-                cursor.close()
+            if self._cursors:
+                raise StoreFailed("somebody still reads from the store that has to be opened again")
             self._store.connection.close()
         store, layout = _opened(self._path, self._memory_mib, self.segments)
         with self._changed:
             self._store, self.layout, self._broken = store, layout, False
             self._commits, self._last_seq = _commits(store.connection), {}
+            self.hot_bytes, self._checkpointed = _hot_bytes(store.connection), 0
 
     def _roll_back(self) -> None:
         try:

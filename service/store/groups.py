@@ -323,7 +323,7 @@ def _rollout_row(rollout: Rollout, has_text: bool) -> Row:
         "characters": len(completion.text),
         "bytes": len(encoded),
         "text_hash": text_hash(encoded),
-        "logprob": math.fsum(completion.logprobs_T) if completion.logprobs_T else None,
+        "logprob": _logprob_of(completion),
         "finish_reason": completion.finish_reason.value,
         "weight_versions": [
             {"version": span.version, "start": span.start, "end": span.end} for span in completion.weight_versions
@@ -331,6 +331,12 @@ def _rollout_row(rollout: Rollout, has_text: bool) -> Row:
         **verdict_row(verdict),
         **({} if has_text else {"detail": ""}),
     }
+
+
+def _logprob_of(completion: Completion) -> float | None:
+    """Of the whole completion; None unless it is known of every token."""
+    is_known = completion.logprobs_T and len(completion.logprobs_T) == len(completion.token_ids_T)
+    return math.fsum(completion.logprobs_T) if is_known else None
 
 
 def text_hash(encoded: bytes) -> int:

@@ -19,6 +19,7 @@ import duckdb
 
 from service.stages import Conflict, Invalid, StoreFailed
 from service.store.duck import Duck, Locked, take_lock
+from service.store.layout import NewerSchema
 from service.store.sealing import Sealer
 from service.store.segments import Segments, sha256_of
 
@@ -74,7 +75,7 @@ def backup(duck: Duck, sealer: Sealer, dataset_root: Path) -> Iterator[bytes]:
             for path in (duck.segments.path(segment, table) for table in segment.files)
         ]
         known = {str(row[0].as_py()) for batch in duck.scan(LIVE_DATASETS) for row in zip(*batch.columns, strict=True)}
-        for folder in sorted(dataset_root / dataset_id for dataset_id in known):
+        for folder in sorted(dataset_root / dataset_id for dataset_id in known if (dataset_root / dataset_id).is_dir()):
             files += [(f"datasets/{folder.name}/{path.name}", path) for path in sorted(folder.iterdir())]
         manifest = duck.segments.manifest_path(layout.manifest.number)
         for name, path in [*files, (f"segments/{manifest.name}", manifest)]:
@@ -107,7 +108,7 @@ def restore(data: Path, tar: BinaryIO) -> Duck:
             archive.extractall(unfinished, filter="data")
         segments = Segments(unfinished / "segments")
         broken = list(segments.damages(segments.newest()))
-    except (tarfile.TarError, EOFError) as error:
+    except (tarfile.TarError, EOFError, StoreFailed) as error:
         raise Invalid("bad_backup", f"this is not a whole backup: {error}") from error
     if broken or not segments.newest().number:
         raise Invalid("bad_backup", f"this is not a whole backup: {'; '.join(broken[:3]) or 'it has no manifest'}")
@@ -124,7 +125,7 @@ def rescue(data: Path, now: datetime) -> tuple[Duck, list[str]]:
     log = path.with_name(f"{path.name}.wal")
     try:
         return Duck(path), ["the store is not damaged"]
-    except Locked:
+    except (Locked, NewerSchema):
         raise
     except StoreFailed as error:
         failure = str(error)
@@ -134,19 +135,34 @@ def rescue(data: Path, now: datetime) -> tuple[Duck, list[str]]:
         for file in (path, log):
             if file.exists():
                 shutil.copy2(file, aside)
+        _link_all(data / "segments", aside / "segments")
     told = [failure, f"the files as they were are in {aside}"]
+    told += Segments(data / "segments").damages(Segments(data / "segments").newest())
     if (at := _torn_at(path)) is not None:
         size = log.stat().st_size
         os.truncate(log, at)
         told.append(f"the log is whole up to byte {at} of {size}: what was committed after that is lost")
+    elif log.exists() and "WAL" in failure:
+        log.unlink()
+        told.append("the log cannot be read at all: what was not in the database file yet is lost")
+    newest = Segments(data / "segments").newest().number
     try:
-        return Duck(path), told
+        duck = Duck(path)
     except StoreFailed as error:
         told.append(f"the database itself cannot be read: {error}")
+    else:
+        if duck.layout.manifest.number < newest:
+            told.append(f"segments that were sealed after the damage are not in it; they are in {aside}")
+        return duck, told
     for file in (path, log):
         file.unlink(missing_ok=True)
     told.append("it was made anew from its segments: what was not sealed yet is lost")
     return Duck(path), told
+
+
+def _link_all(folder: Path, target: Path) -> None:
+    """The same files under other names: what is removed from the one place stays in the other."""
+    shutil.copytree(folder, target, copy_function=os.link)
 
 
 def _torn_at(path: Path) -> int | None:

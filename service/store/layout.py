@@ -20,9 +20,14 @@ HERE = Path(__file__).parent
 SCHEMA_VERSION = 2
 TABLES = (HERE / "tables.sql").read_text()
 VIEWS = (HERE / "views.sql").read_text()
+SCHEMA_1 = (HERE / "schema_1.sql").read_text()
 FROM_1 = (HERE / "from_1.sql").read_text()
 FIRST = 1
 HOT = re.compile(r"\bhot\b")
+
+
+class NewerSchema(StoreFailed):
+    """A newer program wrote the store."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,7 @@ def rows_of(table: str, generations: Sequence[int], manifest: Manifest, path_of:
     having = [segment for segment in manifest.segments if table in segment.files]
     for _, alike in groupby(having, key=lambda segment: segment.schema_version):
         files = ", ".join(quoted(path_of(segment, table)) for segment in alike)
-        parts.append(f"(from read_parquet([{files}]))")
+        parts.append(f"(from read_parquet([{files}], hive_partitioning = false))")
     return " union all by name ".join(parts)
 
 
@@ -88,13 +93,14 @@ def prepare(connection: duckdb.DuckDBPyConnection, segments: Segments) -> tuple[
     meta = dict(connection.execute("from meta").fetchall())
     version = int(meta.get("schema", SCHEMA_VERSION))
     if version > SCHEMA_VERSION:
-        raise StoreFailed(
+        raise NewerSchema(
             f"the store has schema {version} and this program knows {SCHEMA_VERSION}: open it with the version of the "
             "program that wrote it, or a newer one"
         )
     if version < SCHEMA_VERSION or "schema" not in meta:
         connection.execute(tables_of(FIRST))
     if version == 1:
+        connection.execute(SCHEMA_1)  # whatever an early store of this schema lacks
         connection.execute(HOT.sub(schema_of(FIRST), FROM_1))
     if "manifest" not in meta:
         facts = {"schema": SCHEMA_VERSION, "manifest": segments.newest().number, "commits": 0}

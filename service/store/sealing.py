@@ -14,7 +14,7 @@ from itertools import groupby
 import pyarrow as pa
 
 from service.stages import StoreFailed
-from service.store.duck import Duck
+from service.store.duck import Duck, OutcomeUnknown
 from service.store.layout import SCHEMA_VERSION, rows_of
 from service.store.segments import Manifest, Segment
 from service.store.transaction import Transaction
@@ -25,6 +25,9 @@ SEAL_BYTES = 2**27
 """Of hot rows, as Arrow counts, that are worth a segment."""
 SEAL_SECONDS = 300.0
 """That rows stay hot at most: as much as a damaged database can cost."""
+RETRY_SECONDS = 30.0
+"""After a failure, before what failed fills the disk."""
+WIDE_ROWS_PER_BATCH = 2048
 FAN_IN = 8
 """Segments of about the same size that become one."""
 SMALL_BYTES, LARGE_BYTES = 2**22, 2**27
@@ -64,8 +67,7 @@ class Sealer:
             generations = self._duck.write_now(_rotate) if self._duck.hot_bytes or not old else old
             tables = {table: self._rows(table, generations) for table in self._duck.tables}
             segment = self._duck.segments.write(SCHEMA_VERSION, tables)
-            new = [segment] if segment else []
-            self._duck.write_now(lambda tx: tx.replace((), new, sealed=generations))
+            self._publish((), [segment] if segment else [], sealed=generations)
             self._sealed_at = began
 
     def compact(self) -> int:
@@ -87,30 +89,51 @@ class Sealer:
                 if is_due:
                     self.seal()
                 self.compact()
-            except StoreFailed as error:
+            except Exception as error:  # noqa: BLE001 - the thread must live, and try again
                 if not self._ended.is_set():
                     log.warning("the store was not sealed, and that is tried again: %s", error)
+                    self._ended.wait(RETRY_SECONDS)
 
     def _merge(self, old: Sequence[Segment]) -> None:
         manifest = Manifest(segments=tuple(old))
+        if damages := list(self._duck.segments.damages(manifest)):
+            raise StoreFailed(f"{damages[0]}: it is not merged with others")
         tables = sorted({table for segment in old for table in segment.files})
-        rows = {table: self._duck.scan(rows_of(table, (), manifest, self._duck.segments.path)) for table in tables}
+        rows = {table: self._scan(rows_of(table, (), manifest, self._duck.segments.path)) for table in tables}
         segment = self._duck.segments.write(SCHEMA_VERSION, rows)
         if segment is None:
             raise StoreFailed(f"segments {[s.number for s in old]} hold no rows: the store is damaged")
-        self._duck.write_now(lambda tx: tx.replace(old, [segment]))
+        self._publish(old, [segment])
+
+    def _publish(self, old: Sequence[Segment], new: Sequence[Segment], *, sealed: Sequence[int] = ()) -> None:
+        try:
+            self._duck.write_now(lambda tx: tx.replace(old, new, sealed=sealed))
+        except OutcomeUnknown:
+            raise
+        except BaseException:
+            for segment in new:
+                self._duck.segments.remove(segment)
+            raise
 
     def _rows(self, table: str, generations: Sequence[int]) -> Iterator[pa.RecordBatch]:
-        return self._duck.scan(rows_of(table, generations, Manifest(), self._duck.segments.path))
+        return self._scan(rows_of(table, generations, Manifest(), self._duck.segments.path))
+
+    def _scan(self, sql: str) -> Iterator[pa.RecordBatch]:
+        return self._duck.scan(sql, rows_per_batch=WIDE_ROWS_PER_BATCH)
 
 
 def mergeable(manifest: Manifest) -> Sequence[Segment]:
     """Neighbours of about the same size, if there are enough of them."""
-    for _, alike in groupby(manifest.segments, key=lambda segment: _tier(segment.bytes)):
-        found = list(alike)
-        if found[0].bytes < LARGE_BYTES and len(found) >= FAN_IN:
-            return found[:FAN_IN]
+    for most in range(_tier(LARGE_BYTES) + 1):
+        for is_small, neighbours in groupby(manifest.segments, key=lambda segment: _is_small(segment, most)):
+            found = list(neighbours)
+            if is_small and len(found) >= FAN_IN:
+                return found[:FAN_IN]
     return ()
+
+
+def _is_small(segment: Segment, tier: int) -> bool:
+    return segment.bytes < LARGE_BYTES and _tier(segment.bytes) <= tier
 
 
 def _tier(size: int) -> int:

@@ -77,6 +77,8 @@ class Segments:
 
     def __init__(self, root: Path) -> None:
         self.root = root
+        if found := set("*?[") & set(str(root.absolute())):
+            raise StoreFailed(f"{root}: the path of a data folder must not hold {' '.join(sorted(found))}")
         root.mkdir(parents=True, exist_ok=True)
         self._numbers = itertools.count(1 + max((int(folder.name) for folder in self._folders()), default=0))
 
@@ -131,9 +133,16 @@ class Segments:
             raise StoreFailed(f"{path} cannot be read: {error}") from error
 
     def newest(self) -> Manifest:
-        """The newest that is there; an empty one if none is."""
-        found = sorted(self.root.glob("manifest-*.json"))
-        return Manifest.model_validate_json(found[-1].read_text()) if found else Manifest()
+        """The newest that can be read; an empty one if there is none at all. Raises StoreFailed if none can be read."""
+        found = sorted(self.root.glob("manifest-*.json"), reverse=True)
+        for path in found:
+            try:
+                return Manifest.model_validate_json(path.read_text())
+            except ValidationError:
+                continue
+        if found:
+            raise StoreFailed(f"none of the manifests in {self.root} can be read")
+        return Manifest()
 
     def keep_only(self, manifest: Manifest) -> None:
         """Removes what this manifest does not name, and all manifests but this one and the one before it."""

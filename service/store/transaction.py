@@ -30,7 +30,7 @@ class Transaction:
         self._appended: list[Segment] = []
         self.last_seq = dict(last_seq)
         self.bytes = 0
-        """Put into tables so far."""
+        """Put into the newest tables so far."""
 
     def insert(self, table: str, rows: Iterable[Row]) -> None:
         # Made whole first: making a row may itself look into the store, and looking flushes what waits.
@@ -54,6 +54,7 @@ class Transaction:
     def rotate(self) -> None:
         """From now on, and after this commit, rows go into a new generation of tables."""
         self.flush()
+        self.bytes = 0
         layout = self.layout.rotated()
         self._store.connection.execute(tables_of(layout.newest))
         self._move_to(layout)

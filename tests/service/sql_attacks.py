@@ -198,6 +198,10 @@ LEAKS = [
     "with tables as (select 1) select * from information_schema.tables",
     "select write_log('x')",
     "select * from groups, store.rescores",
+    'with "/store/segments/*/jobs.parquet" as (select 1) from "/store/segments/*/jobs.parquet"',
+    'select (with "/store/segments/*/jobs.parquet" as (select 1) select 1), * from "/store/segments/*/jobs.parquet"',
+    "with x as (select 1) select * from main.x",
+    "select stats(text) from prompts",
 ]
 
 WRONG = [

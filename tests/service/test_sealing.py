@@ -18,6 +18,7 @@ import pytest
 from service.stages import StoreFailed
 from service.store import sealing
 from service.store.duck import Duck
+from service.store.layout import SCHEMA_1
 from service.store.sealing import Sealer, mergeable
 from service.store.segments import File, Manifest, Segment
 from service.store.transaction import Transaction
@@ -112,6 +113,30 @@ def test_a_seal_with_nothing_to_seal_does_nothing(duck: Duck) -> None:
     sealer.seal(younger_than=2.0)
 
     assert duck.layout == layout
+
+
+def test_rows_that_share_a_commit_with_a_rotation_are_sealed_the_next_time(duck: Duck) -> None:
+    sealer = Sealer(duck)
+    put(duck, "a")
+    real, rows = duck.write_now, [{"prompt_set": "s", "prompt_id": "b"}]
+
+    def with_a_neighbour(operation: Any) -> Any:
+        """As a write that waited in the queue behind it would be committed."""
+
+        def both(tx: Transaction) -> Any:
+            result = operation(tx)
+            tx.insert("prompt_sets", rows if len(tx.layout.generations) > 1 else [])
+            return result
+
+        return real(both)
+
+    duck.write_now = with_a_neighbour  # type: ignore[method-assign]
+    sealer.seal()
+    duck.write_now = real  # type: ignore[method-assign]
+    sealer.seal()
+
+    sealed = sum(segment.files["prompt_sets"].rows for segment in duck.layout.manifest.segments)
+    assert sealed == len(names(duck)) == 2
 
 
 def test_readers_see_whole_commits_while_rows_are_sealed_and_merged(duck: Duck) -> None:
@@ -248,13 +273,15 @@ def test_only_neighbours_of_about_the_same_size_are_merged() -> None:
     assert len(mergeable(of_sizes(*[1] * 8))) == 8
     assert len(mergeable(of_sizes(*[1] * 7))) == 0
     assert [s.number for s in mergeable(of_sizes(100, *[1] * 9))] == list(range(1, 9))
-    assert len(mergeable(of_sizes(*[1] * 4, 100, *[1] * 4))) == 0
+    assert len(mergeable(of_sizes(*[1] * 4, 150, *[1] * 4))) == 0
+    assert len(mergeable(of_sizes(*[1, 40] * 4))) == 8
+    assert len(mergeable(of_sizes(150, *[40] * 8))) == 8
     assert len(mergeable(of_sizes(*[150] * 20))) == 0
 
 
 def test_a_store_of_the_first_schema_is_upgraded(path: Path) -> None:
     old = duckdb.connect(str(path))
-    old.execute((Path(__file__).parent / "schema_1.sql").read_text())
+    old.execute(SCHEMA_1)
     old.execute("insert into meta values ('schema', '1')")
     old.execute("insert into runs values ('r', '{}', now()::timestamp)")
     old.execute("insert into prompts values ('p', 'What is 2+2?', '4', 'math', '{}', now()::timestamp)")

@@ -193,7 +193,8 @@ def test_a_long_answer_is_cut_and_goes_on_where_it_was_cut(client: TestClient) -
     assert wide["truncated"]
     assert 0 < len(wide["rows"]) <= 33
     assert wide["next"] == str(len(wide["rows"]))
-    assert not rows(client, "select repeat('x', 40000000)")
+    refused = client.post("/v1/sql", json={"sql": "select repeat('x', 40000000)"})
+    assert (refused.status_code, refused.json()["code"]) == (422, "not_told")
 
 
 def test_endless_answers_begin_at_once_and_need_no_memory(client: TestClient) -> None:
@@ -280,7 +281,7 @@ def without_a_look(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Questions go straight into the container: what holds without the outer wall?"""
     inside = tmp_path / "inside"
     inside.mkdir()
-    for name in ("__main__.py", "formats.py"):
+    for name in ("__main__.py", "database.py", "formats.py"):
         (inside / name).write_text((console_module.INSIDE / name).read_text())
     (inside / "look.py").write_text(PERMISSIVE)
     monkeypatch.setattr(console_module, "INSIDE", inside)
@@ -351,6 +352,86 @@ def test_whoever_stops_listening_ends_the_question(stored: Path) -> None:
                 assert time.monotonic() - began < 5
 
     asyncio.run(leave())
+
+
+def test_whoever_reads_slowly_and_leaves_keeps_no_process(stored: Path) -> None:
+    """More is buffered by then than is read ahead."""
+
+    async def leave() -> None:
+        async with opened(stored, processes=1) as console:
+            question = Question("select repeat('x', 1000) from range(1000000)", format=Format.CSV, seconds=60)
+            for _ in range(2):
+                async with aclosing(console.ask(question)) as answer:
+                    await anext(answer)
+                    await asyncio.sleep(1.0)
+                assert await asyncio.wait_for(asked(console, "select 1"), 10) == [[1]]
+
+    asyncio.run(leave())
+
+
+def test_the_time_is_over_also_for_whoever_does_not_read(stored: Path) -> None:
+    async def stall() -> None:
+        async with opened(stored, processes=1) as console:
+            question = Question("select repeat('x', 1000) from range(1000000000)", format=Format.CSV, seconds=1)
+            async with aclosing(console.ask(question)) as answer:
+                await anext(answer)
+                await asyncio.sleep(2.0)
+                with pytest.raises(SqlFailed):
+                    async for _ in answer:
+                        pass
+
+    asyncio.run(stall())
+
+
+def test_nobody_is_left_when_questions_are_cancelled_at_any_moment(stored: Path) -> None:
+    def living() -> set[str]:
+        return {path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if str(stored) in _read(path)}
+
+    async def cancel() -> None:
+        async with opened(stored, processes=2) as console:
+            for seconds in (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5):
+                waiting = asyncio.ensure_future(asked(console, "select count(*) from range(1000000000000)", seconds=60))
+                await asyncio.sleep(seconds)
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            assert await asked(console, "select 1") == [[1]]
+            still = asyncio.ensure_future(asked(console, "select count(*) from range(1000000000000)", seconds=60))
+            await asyncio.sleep(0.2)
+        await asyncio.gather(still, return_exceptions=True)
+
+    asyncio.run(cancel())
+    assert living() == set()
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize("sql", ["select '290000-01-01'::timestamp", "select '-4000-01-01'::date", "select row(1, 2)"])
+def test_a_value_that_a_format_does_not_have_is_refused_and_costs_no_process(stored: Path, sql: str) -> None:
+    async def ask() -> None:
+        async with opened(stored, processes=1) as console:
+            await asked(console, "select 1")
+            [child] = console._living
+            with pytest.raises(Invalid) as refused:
+                await asked(console, sql)
+            assert refused.value.code in ("not_told", "bad_sql")
+            assert await asked(console, "select 1") == [[1]]
+            assert console._living == {child}
+
+    asyncio.run(ask())
+
+
+def test_columns_of_one_name_are_told_apart(stored: Path) -> None:
+    async def ask() -> bytes:
+        async with opened(stored) as console:
+            question = Question("select 1 as a, 2 as a, 3 as a_1, 4 as a", format=Format.NDJSON)
+            return b"".join([chunk async for chunk in console.ask(question)])
+
+    assert json.loads(asyncio.run(ask())) == {"a": 1, "a_1": 2, "a_1_1": 3, "a_2": 4}
 
 
 def test_an_answer_that_breaks_off_is_no_whole_answer(stored: Path) -> None:

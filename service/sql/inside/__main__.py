@@ -20,6 +20,7 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.nice(10)  # who writes and who samples goes first
     import duckdb
+    import pyarrow as pa
     from database import make_views, opened
     from formats import answer, refuse, send
     from look import Look, Refused
@@ -43,6 +44,8 @@ def main() -> None:
             return  # a new process takes the next question
         except duckdb.Error as error:
             refuse("bad_sql", str(error))
+        except (pa.ArrowException, ValueError, TypeError, OverflowError) as error:
+            refuse("not_told", f"the answer holds a value that {request['format']} cannot tell: {error}")
         connection.close()
         ready = opened(request)  # before it is needed
         send(b"h")

@@ -41,13 +41,27 @@ def refuse(code: str, detail: str) -> None:
 def answer(connection: Any, request: Request) -> None:
     """Runs the question and sends what it gives."""
     reader = connection.execute(request["sql"], request["params"] or None).to_arrow_reader(ROWS_PER_BATCH)
-    rows = _Rows(reader, request["offset"], request["limit"])
-    for number, chunk in enumerate(FORMATS[request["format"]](reader.schema, rows, request)):
+    schema = _with_names_of_their_own(reader.schema)
+    batches = (pa.RecordBatch.from_arrays(batch.columns, schema=schema) for batch in reader)
+    rows = _Rows(batches, request["offset"], request["limit"])
+    for number, chunk in enumerate(FORMATS[request["format"]](schema, rows, request)):
         if number == 0:  # an error before the first bytes is still a proper answer
             send(b"h")
         for start in range(0, len(chunk), BYTES_PER_FRAME):
             send(b"d", chunk[start : start + BYTES_PER_FRAME])
     send(b"z")
+
+
+def _with_names_of_their_own(schema: pa.Schema) -> pa.Schema:
+    """Columns of a join may share a name, which no format but SQL has: the second ``seq`` becomes ``seq_1``."""
+    taken: set[str] = set()
+    fields = []
+    for field in schema:
+        names = itertools.chain([field.name], (f"{field.name}_{i}" for i in itertools.count(1)))
+        name = next(name for name in names if name not in taken)
+        taken.add(name)
+        fields.append(field.with_name(name))
+    return pa.schema(fields)
 
 
 class _Rows:
@@ -84,12 +98,14 @@ def _json(schema: pa.Schema, batches: _Rows, request: Request) -> Iterator[bytes
         if is_full:
             break
         rows.append(text)
+    if is_full and not rows:
+        raise ValueError(f"a single row has more than {request['bytes']} bytes; ask for it as NDJSON, Arrow or Parquet")
     is_cut = is_full or batches.are_cut
     head = {
         "columns": schema.names,
         "types": [str(field.type) for field in schema],
         "truncated": is_cut,
-        "next": str(request["offset"] + len(rows)) if is_cut and rows else None,
+        "next": str(request["offset"] + len(rows)) if is_cut else None,
     }
     yield (json.dumps(head)[:-1] + ', "rows": [').encode()
     for start in range(0, len(rows), ROWS_PER_BATCH):

@@ -5,6 +5,7 @@ else's rows are is decided here and in the views alone.
 """
 
 import json
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,9 +20,12 @@ DENIED = {
     *("current_setting", "getvariable", "getenv", "write_log", "nextval", "currval", "txid_current", "version"),
     *("pg_get_viewdef", "pg_get_constraintdef", "current_query", "current_database", "current_schema"),
     *("current_schemas", "in_search_path", "json_execute_serialized_sql", "json_serialize_sql", "json_serialize_plan"),
-    *("json_deserialize_sql", "set_variable", "parse_duckdb_log_message", "add_parquet_key"),
+    *("json_deserialize_sql", "set_variable", "parse_duckdb_log_message", "add_parquet_key", "stats", "sleep_ms"),
+    *("current_query_id", "current_connection_id", "current_transaction_id", "vector_type"),
 }
 """Functions that tell or change something besides the rows."""
+PLAIN = re.compile(r"[a-z_][a-z0-9_]*")
+"""Names that cannot be those of files."""
 ONE_SELECT = "one SELECT is what can be asked"
 
 Node = dict[str, Any]
@@ -64,8 +68,8 @@ class Look:
         entries = [entry for node in nodes for entry in (node.get("cte_map") or {}).get("map", ())]
         defined = {entry["key"].lower() for entry in entries}
         # A name that a WITH gives is not known to its scope alone here; what the system has must not slip through so.
-        if taken := sorted(defined & self._system):
-            raise Refused("sql_refused", f"{taken[0]} is a name of the system: choose another one")
+        if taken := sorted(name for name in defined if name in self._system or not PLAIN.fullmatch(name)):
+            raise Refused("sql_refused", f"{taken[0]} cannot be the name of a WITH: choose a plain one of your own")
         for node in nodes:
             _check_kind(node)
             _check_functions(node)
@@ -103,14 +107,17 @@ def _check_functions(node: Node) -> None:
     if "function_name" in node:
         name = str(node["function_name"])
         is_elsewhere = node.get("schema") not in ("", None, "main", "pg_catalog") or node.get("catalog")
-        if name.lower() in DENIED or is_elsewhere:
+        if name.lower() in DENIED or name.startswith("__internal") or is_elsewhere:
             raise Refused("sql_refused", f"the function {name} is not for questions")
 
 
 def _view_of(node: Node, views: Sequence[str], defined: set[str]) -> str | None:
     """The published view that a table is; None for one that a WITH defines."""
-    name, schema, catalog = node["table_name"].lower(), node["schema_name"], node["catalog_name"]
-    if schema in ("", "main") and catalog in ("", "memory") and (name in views or name in defined):
-        return name if name in views else None
+    name: str = node["table_name"].lower()
+    schema, catalog = node["schema_name"], node["catalog_name"]
+    if name in views and schema in ("", "main") and catalog in ("", "memory"):
+        return name
+    if name in defined and not schema and not catalog:
+        return None
     full = ".".join(filter(None, (catalog, schema, node["table_name"])))
     raise Refused("sql_refused", f"there is no view {full}; there are {', '.join(views)}")
