@@ -323,11 +323,14 @@ class _Child:
 
     async def end(self) -> None:
         self.kill()
-        # While unread output is held back, its end is not seen, and nobody is told that the process is gone.
-        with contextlib.suppress(ConnectionError, RuntimeError):  # somebody else reads it already
-            while await self._out.read(1 << 20):
-                pass
-        await self._process.wait()
+        # Killed while bubblewrap still starts, its inner half stays behind; it ends when there is nothing to read.
+        self._in.close()
+        with contextlib.suppress(TimeoutError, ConnectionError, RuntimeError):  # the last: somebody else reads already
+            async with asyncio.timeout(CLOSE_SECONDS):
+                # While unread output is held back, its end is not seen, and nobody is told that the process is gone.
+                while await self._out.read(1 << 20):
+                    pass
+                await self._process.wait()
 
     async def _frame(self) -> tuple[bytes, bytes]:
         kind, size = FRAME.unpack(await self._out.readexactly(FRAME.size))

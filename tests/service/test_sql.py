@@ -383,33 +383,6 @@ def test_the_time_is_over_also_for_whoever_does_not_read(stored: Path) -> None:
     asyncio.run(stall())
 
 
-def test_nobody_is_left_when_questions_are_cancelled_at_any_moment(stored: Path) -> None:
-    def living() -> set[str]:
-        return {path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if str(stored) in _read(path)}
-
-    async def cancel() -> None:
-        async with opened(stored, processes=2) as console:
-            for seconds in (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5):
-                waiting = asyncio.ensure_future(asked(console, "select count(*) from range(1000000000000)", seconds=60))
-                await asyncio.sleep(seconds)
-                waiting.cancel()
-                await asyncio.gather(waiting, return_exceptions=True)
-            assert await asked(console, "select 1") == [[1]]
-            still = asyncio.ensure_future(asked(console, "select count(*) from range(1000000000000)", seconds=60))
-            await asyncio.sleep(0.2)
-        await asyncio.gather(still, return_exceptions=True)
-
-    asyncio.run(cancel())
-    assert living() == set()
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_bytes().decode(errors="replace")
-    except OSError:
-        return ""
-
-
 @pytest.mark.parametrize("sql", ["select '290000-01-01'::timestamp", "select '-4000-01-01'::date", "select row(1, 2)"])
 def test_a_value_that_a_format_does_not_have_is_refused_and_costs_no_process(stored: Path, sql: str) -> None:
     async def ask() -> None:
