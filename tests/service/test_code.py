@@ -16,6 +16,7 @@ import pyseccomp
 import pytest
 
 from curation.records import Outcome, Prompt, Verdict
+from service import bubblewrap
 from service.verifiers.catalogue import Catalogue
 from service.verifiers.code import sandbox
 from service.verifiers.code.sandbox import NoSandbox, find
@@ -256,6 +257,8 @@ def test_a_normal_user_is_held_as_well() -> None:
         Path(folder).chmod(0o755)
         for source in (Path(sandbox.__file__), Path(pyseccomp.__file__), here / "attacks.py"):
             shutil.copy(source, folder)
+        (Path(folder) / "service").mkdir()
+        shutil.copy(bubblewrap.__file__, Path(folder) / "service")
         done = subprocess.run(
             ["/usr/bin/python3", "-I", "-c", OUTSIDE, folder],
             user=sandbox.NOBODY,
