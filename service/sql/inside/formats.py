@@ -65,17 +65,18 @@ def _with_names_of_their_own(schema: pa.Schema) -> pa.Schema:
 
 
 class _Rows:
-    """The batches from an offset, up to a limit; afterwards, whether there were more."""
+    """The batches from an offset, up to a limit; afterwards, whether there were more. They come once, like any
+    iterator's, so that a second loop goes on where the first one stopped."""
 
     def __init__(self, batches: Batches, offset: int, limit: int | None) -> None:
-        self._batches = batches
-        self._offset = offset
-        self._limit = math.inf if limit is None else limit
         self.are_cut = False
+        self._parts = self._cut(batches, offset, math.inf if limit is None else limit)
 
     def __iter__(self) -> Iterator[pa.RecordBatch]:
-        skip, left = self._offset, self._limit
-        for batch in self._batches:
+        return self._parts
+
+    def _cut(self, batches: Batches, skip: int, left: float) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
             rest = batch.slice(min(skip, batch.num_rows))
             skip -= batch.num_rows - rest.num_rows
             if rest.num_rows > left:
