@@ -90,12 +90,12 @@ async def ask_by_url(
 @router.get("/views")
 async def get_views(parts: PartsDep) -> dict[str, dict[str, str]]:
     """The published views, with the type of each column."""
-    described = {}
-    for view in NAMES:
-        sql = f"select column_name, column_type from (describe {view})"
-        question = Question(sql, seconds=parts.settings.sql_seconds)
-        told = json.loads(b"".join([chunk async for chunk in parts.console.ask(question)]))
-        described[view] = dict(told["rows"])
+    sql = " union all ".join(f"select '{view}', column_name, column_type from (describe {view})" for view in NAMES)
+    question = Question(sql, seconds=parts.settings.sql_seconds)
+    told = json.loads(b"".join([chunk async for chunk in parts.console.ask(question)]))
+    described: dict[str, dict[str, str]] = {view: {} for view in NAMES}
+    for view, column, kind in told["rows"]:
+        described[view][column] = kind
     return described
 
 

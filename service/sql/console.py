@@ -272,6 +272,7 @@ class _Child:
         assert process.stdout is not None
         self._in, self._out = process.stdin, process.stdout
         self._is_done = True
+        self._has_started = False
         self.is_over_time = False
         """It was killed because its time was over."""
 
@@ -296,6 +297,7 @@ class _Child:
             async with asyncio.timeout(READY_SECONDS):
                 await self._frame()
         except (TimeoutError, asyncio.IncompleteReadError, ConnectionError):
+            self._has_started = True
             return False
         return True
 
@@ -323,7 +325,6 @@ class _Child:
 
     async def end(self) -> None:
         self.kill()
-        # Killed while bubblewrap still starts, its inner half stays behind; it ends when there is nothing to read.
         self._in.close()
         with contextlib.suppress(TimeoutError, ConnectionError, RuntimeError):  # the last: somebody else reads already
             async with asyncio.timeout(CLOSE_SECONDS):
@@ -335,6 +336,7 @@ class _Child:
     async def _frame(self) -> tuple[bytes, bytes]:
         kind, size = FRAME.unpack(await self._out.readexactly(FRAME.size))
         payload = await self._out.readexactly(size)
+        self._has_started = True
         self._is_done = kind in (b"e", b"z")
         return kind, payload
 
@@ -344,7 +346,11 @@ class _Child:
             self.kill()
 
     def kill(self) -> None:
-        if self.is_alive:
+        """At once; while it starts, as soon as it has started and finds nothing to read. Bubblewrap that is killed
+        before it is ready leaves its inner half behind."""
+        if not self._has_started:
+            self._in.close()
+        elif self.is_alive:
             with contextlib.suppress(ProcessLookupError):
                 os.killpg(self._process.pid, signal.SIGKILL)
 

@@ -16,7 +16,14 @@ DEFINED = re.compile(r"create (?:or replace )?(?:view|macro) (\w+)")
 BARE = re.compile(r"\b(?:from|join) (\w+)")
 QUALIFIED = re.compile(r"\bstore\.(\w+)")
 HERE = Path(__file__).parent
-PUBLISHED = (HERE / "views.sql").read_text()
+
+
+def _statements(script: str) -> list[str]:
+    code = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
+    return [statement.strip() for statement in code.split(";") if statement.strip()]
+
+
+INTERNAL, PUBLISHED = _statements(VIEWS), _statements((HERE / "views.sql").read_text())
 NAMES = (
     *("prompts", "runs", "policy_versions", "visits", "groups", "rollouts", "verdicts"),
     *("datasets", "pairs", "informativeness", "prompt_history"),
@@ -69,20 +76,15 @@ def definitions(
 ) -> dict[str, dict[str, tuple[str, list[str]]]]:
     """SQL that makes each view, and the views of the schema `store` that it stands on, by schema and name. `datasets`
     are rows of `dataset_versions`, `runs` those that may be seen. Datasets whose files are gone are left away."""
-    allowed = None if runs is None else ", ".join(map(_text, runs)) or "null"
+    allowed = None if runs is None else ", ".join(map(quoted, runs)) or "null"
     rescored = any("rescores" in segment.files for segment in layout.manifest.segments)
-    internal = [*(_table(table, layout, allowed) for table in SCOPE), *_statements(VIEWS)]
+    internal = [*(_table(table, layout, allowed) for table in SCOPE), *INTERNAL]
     internal.append(NOW_RESCORED if rescored else NOW)
-    published = [*_statements(PUBLISHED), _pairs(datasets, dataset_root, runs)]
+    published = [*PUBLISHED, _pairs(datasets, dataset_root, runs)]
     return {
         "store": {_name(sql): (sql, BARE.findall(sql)) for sql in internal},
         "main": {_name(sql): (sql, QUALIFIED.findall(sql)) for sql in published},
     }
-
-
-def _statements(script: str) -> list[str]:
-    code = "\n".join(line for line in script.splitlines() if not line.startswith("--"))
-    return [statement.strip() for statement in code.split(";") if statement.strip()]
 
 
 def _name(sql: str) -> str:
@@ -115,9 +117,9 @@ def _pairs(datasets: Sequence[dict[str, Any]], root: Path, runs: Sequence[str] |
                 places.setdefault(path, []).append((dataset["name"], dataset["version"], split))
     if not places:
         return NO_PAIRS
-    files = ", ".join(quoted(Path(path)) for path in places)
+    files = ", ".join(quoted(path) for path in places)
     rows = ", ".join(
-        f"({_text(path)}, {_text(name)}, {version}, {_text(split)})"
+        f"({quoted(path)}, {quoted(name)}, {version}, {quoted(split)})"
         for path, versions in places.items()
         for name, version, split in versions
     )
@@ -125,7 +127,3 @@ def _pairs(datasets: Sequence[dict[str, Any]], root: Path, runs: Sequence[str] |
 select d.dataset, d.version, d.split, p.* exclude (filename)
 from read_parquet([{files}], union_by_name = true, filename = true) p
 join (values {rows}) d(filename, dataset, version, split) using (filename)"""
-
-
-def _text(value: str) -> str:
-    return "'" + value.replace("'", "''") + "'"

@@ -24,6 +24,8 @@ from tests.service.conftest import OpenService
 from tests.service.sql_attacks import HEAVY, REFUSED
 from tests.service.steps import finish, freeze, prepare, sample
 
+ENDLESS = "select count(*) from range(1000000000000)"
+
 
 def rows(client: TestClient, sql: str, **body: Any) -> list[list[Any]]:
     answer = client.post("/v1/sql", json={"sql": sql} | body)
@@ -197,6 +199,22 @@ def test_a_long_answer_is_cut_and_goes_on_where_it_was_cut(client: TestClient) -
     assert (refused.status_code, refused.json()["code"]) == (422, "not_told")
 
 
+@pytest.mark.parametrize("format", [format for format in Format if format is not Format.JSON])
+def test_a_part_of_an_answer_is_the_same_part_in_every_format(client: TestClient, format: str) -> None:
+    body = {"sql": "select range as n from range(10000)", "format": format, "limit": 5000, "cursor": "3000"}
+    content = io.BytesIO(client.post("/v1/sql", json=body).content)
+    match format:
+        case Format.CSV:
+            numbers = pl.read_csv(content)["n"].to_list()
+        case Format.NDJSON:
+            numbers = [json.loads(line)["n"] for line in content]
+        case Format.ARROW:
+            numbers = pa.ipc.open_stream(content).read_all()["n"].to_pylist()
+        case Format.PARQUET:
+            numbers = pl.read_parquet(content)["n"].to_list()
+    assert numbers == list(range(3000, 8000))
+
+
 def test_endless_answers_begin_at_once_and_need_no_memory(client: TestClient) -> None:
     began = time.monotonic()
     assert rows(client, "select * from range(1000000000000)", limit=5) == [[0], [1], [2], [3], [4]]
@@ -343,7 +361,7 @@ def test_whoever_stops_listening_ends_the_question(stored: Path) -> None:
             for _ in range(3):
                 async with aclosing(console.ask(question)) as answer:
                     await anext(answer)
-                waiting = asyncio.ensure_future(asked(console, "select count(*) from range(1000000000000)", seconds=60))
+                waiting = asyncio.ensure_future(asked(console, ENDLESS, seconds=60))
                 await asyncio.sleep(0.3)
                 waiting.cancel()
                 await asyncio.gather(waiting, return_exceptions=True)
@@ -381,6 +399,37 @@ def test_the_time_is_over_also_for_whoever_does_not_read(stored: Path) -> None:
                         pass
 
     asyncio.run(stall())
+
+
+def test_nobody_is_left_when_questions_are_cancelled_at_any_moment(stored: Path) -> None:
+    async def cancel() -> None:
+        async with opened(stored, processes=2) as console:
+            for seconds in (0.0, 0.01, 0.05, 0.1, 0.2, 0.3, 0.5):
+                waiting = asyncio.ensure_future(asked(console, ENDLESS, seconds=60))
+                await asyncio.sleep(seconds)
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            assert await asked(console, "select 1") == [[1]]
+            still = asyncio.ensure_future(asked(console, ENDLESS, seconds=60))
+            await asyncio.sleep(0.2)
+        await asyncio.gather(still, return_exceptions=True)
+
+    asyncio.run(cancel())
+    give_up = time.monotonic() + 30  # one that was still starting ends once it has started
+    while (left := containers_of(stored)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert left == set()
+
+
+def containers_of(data: Path) -> set[str]:
+    return {path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if str(data) in _read(path)}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 @pytest.mark.parametrize("sql", ["select '290000-01-01'::timestamp", "select '-4000-01-01'::date", "select row(1, 2)"])
