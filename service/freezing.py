@@ -6,8 +6,6 @@
 """
 
 import asyncio
-import hashlib
-import os
 import shutil
 from array import array
 from collections import Counter
@@ -33,6 +31,7 @@ from curation.recipe import RULES, Recipe, Shape
 from service.shapes import count, tables_of, tables_of_left_out
 from service.stages import Invalid, NotFound, StoreFailed, stage
 from service.store.datasets import Datasets, DatasetVersion
+from service.store.durable import sha256_of, sync
 from service.store.groups import Groups
 from service.store.judged import Judged
 from service.store.prompts import Prompts
@@ -182,12 +181,12 @@ def _write_files(folder: Path, curated: Curated, recipe: Recipe, judged: Judged)
     unfinished.mkdir(parents=True)
     try:
         files = _write_into(unfinished, curated, recipe, judged)
-        _sync_folder(unfinished)
+        sync(unfinished)
         if folder.exists():
             _compare(folder, files)  # frozen under another name before
         else:
             unfinished.rename(folder)
-        _sync_folder(folder.parent)
+        sync(folder.parent)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
     return files
@@ -235,14 +234,5 @@ def _write(tables: Iterator[pa.Table], parquet: Path, jsonl: Path | None = None)
 
 def _seal(path: Path, rows: int) -> dict[str, Any]:
     """What the manifest says of a file that is on the disk, not only in its cache."""
-    with path.open("rb") as file:
-        os.fsync(file.fileno())
-        return {"rows": rows, "bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync(path)
+    return {"rows": rows, "bytes": path.stat().st_size, "sha256": sha256_of(path)}

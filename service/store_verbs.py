@@ -46,8 +46,8 @@ def compact(data: DataFolder = None, service: ServiceUrl = DEFAULT_SERVICE) -> N
         with _opened(data) as store:
             store.sealer.seal()
             store.sealer.compact()
-            segments = store.duck.layout.manifest.segments
-        print(f"{len(segments)} segments, {sum(s.bytes for s in segments) / 2**20:,.1f} MiB")
+            manifest = store.duck.layout.manifest
+        print(f"{len(manifest.segments)} segments, {manifest.bytes / 2**20:,.1f} MiB")
 
 
 @app.command()

@@ -27,15 +27,15 @@ class StoreOut(BaseModel):
     @classmethod
     def of(cls, parts: Parts) -> "StoreOut":
         duck = parts.store.duck
-        segments = duck.layout.manifest.segments
+        manifest = duck.layout.manifest
         rows = dict.fromkeys(sorted(duck.tables), 0)
-        for segment in segments:
+        for segment in manifest.segments:
             for table, file in segment.files.items():
                 rows[table] += file.rows
         return cls(
             hot_bytes=duck.hot_bytes,
-            segments=len(segments),
-            sealed_bytes=sum(segment.bytes for segment in segments),
+            segments=len(manifest.segments),
+            sealed_bytes=manifest.bytes,
             sealed_rows=rows,
         )
 

@@ -3,12 +3,10 @@
 - A write is acknowledged after its commit, never before; writes that wait together share one commit.
 - A failing write leaves no trace and does not take its neighbours in the batch with it.
 - Where the rows are changes only in a commit, so every question sees each row once.
-- The sidecar lock is held for life. No code in this process may open the .duckdb file itself: opening and closing it
-  drops DuckDB's own lock, and a second writer then loses committed rows silently.
+- The sidecar lock is held for life.
 """
 
 import asyncio
-import fcntl
 import logging
 import math
 import queue
@@ -20,15 +18,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NamedTuple, TextIO, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import duckdb
 import pyarrow as pa
 
 from service.stages import StoreFailed, stage
-from service.store.layout import Layout, prepare
+from service.store.layout import Layout
+from service.store.opening import commits_of, hot_bytes_of, opened, take_lock
 from service.store.segments import Segment, Segments
-from service.store.transaction import OpenStore, Row, Transaction
+from service.store.transaction import Row, Transaction
 
 log = logging.getLogger(__name__)
 
@@ -39,8 +38,6 @@ MOST_PER_COMMIT = 256
 """Writes that share one commit at most."""
 COMMIT_SECONDS = 1.0
 """Between two commits of patient writes."""
-BYTES_PER_ROW = 1024
-"""A guess, for rows that were there before."""
 READERS = 4
 """Questions at once, beside the scans."""
 ROWS_PER_BATCH = 65_536
@@ -49,10 +46,6 @@ RETRY_SECONDS = 1.0
 """Until a store that could not be opened again is tried anew."""
 CLOSE_SECONDS = 10.0
 """That questions have to end when the store is closed."""
-
-
-class Locked(StoreFailed):
-    """Another process has the store open."""
 
 
 class OutcomeUnknown(StoreFailed):
@@ -77,14 +70,14 @@ class Duck:
         self._lock = take_lock(path)
         try:
             self.segments = Segments(path.parent / "segments")
-            self._store, self.layout = _opened(path, memory_mib, self.segments)
+            self._store, self.layout = opened(path, memory_mib, self.segments)
             self.segments.keep_only(self.layout.manifest)
         except BaseException:
             self._lock.close()
             raise
-        self.hot_bytes = _hot_bytes(self._store.connection)
+        self.hot_bytes = hot_bytes_of(self._store.connection)
         """About how much is not sealed yet; as Arrow counts, so more than on disk."""
-        self._commits = _commits(self._store.connection)
+        self._commits = commits_of(self._store.connection)
         self._last_seq: dict[tuple[str, ...], int] = {}
         self._slots = threading.BoundedSemaphore(READERS)
         self._cursors: set[duckdb.DuckDBPyConnection] = set()
@@ -352,11 +345,11 @@ class Duck:
             if self._cursors:
                 raise StoreFailed("somebody still reads from the store that has to be opened again")
             self._store.connection.close()
-        store, layout = _opened(self._path, self._memory_mib, self.segments)
+        store, layout = opened(self._path, self._memory_mib, self.segments)
         with self._changed:
             self._store, self.layout, self._broken = store, layout, False
-            self._commits, self._last_seq = _commits(store.connection), {}
-            self.hot_bytes, self._checkpointed = _hot_bytes(store.connection), 0
+            self._commits, self._last_seq = commits_of(store.connection), {}
+            self.hot_bytes, self._checkpointed = hot_bytes_of(store.connection), 0
 
     def _roll_back(self) -> None:
         try:
@@ -366,45 +359,8 @@ class Duck:
             pass
 
 
-def _opened(path: Path, memory_mib: int | None, segments: Segments) -> tuple[OpenStore, Layout]:
-    # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
-    config = {"checkpoint_threshold": "256MB"} | ({"memory_limit": f"{memory_mib}MiB"} if memory_mib else {})
-    help = f"`refinery store restore --data {path.parent}` goes on from what is whole"
-    with stage(StoreFailed, f"{path} cannot be opened, nothing was changed, and {help}"):
-        connection = duckdb.connect(str(path), config=config)
-        try:
-            layout, schemas = prepare(connection, segments)
-        except BaseException:
-            connection.close()
-            raise
-    return OpenStore(connection, schemas, segments), layout
-
-
-def _commits(connection: duckdb.DuckDBPyConnection) -> int:
-    [[commits]] = connection.execute("select value from meta where name = 'commits'").fetchall()
-    return int(commits)
-
-
-def _hot_bytes(connection: duckdb.DuckDBPyConnection) -> int:
-    sizes = "select coalesce(sum(estimated_size), 0) from duckdb_tables() where schema_name != 'main'"
-    [[rows]] = connection.execute(sizes).fetchall()
-    return int(rows) * BYTES_PER_ROW
-
-
 def _empty(folder: Path) -> Path:
     """The folder without what a killed process left there."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     return folder
-
-
-def take_lock(path: Path) -> TextIO:
-    """Of the store whose database this is, for as long as the file is open. Raises Locked."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_suffix(".lock").open("a")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        lock.close()
-        raise Locked(f"another service has {path.parent} open; stop it or choose another --data") from None
-    return lock

@@ -18,10 +18,12 @@ from typing import BinaryIO
 import duckdb
 
 from service.stages import Conflict, Invalid, StoreFailed
-from service.store.duck import Duck, Locked, take_lock
+from service.store.duck import Duck
+from service.store.durable import sha256_of
 from service.store.layout import NewerSchema
+from service.store.opening import Locked, take_lock
 from service.store.sealing import Sealer
-from service.store.segments import Segments, sha256_of
+from service.store.segments import Segments
 
 DATABASE = "store.duckdb"
 CHUNK = 2**20

@@ -59,14 +59,14 @@ def rows_of(table: str, generations: Sequence[int], manifest: Manifest, path_of:
     parts = [f"(from {schema_of(generation)}.{table})" for generation in generations]
     having = [segment for segment in manifest.segments if table in segment.files]
     for _, alike in groupby(having, key=lambda segment: segment.schema_version):
-        files = ", ".join(quoted(path_of(segment, table)) for segment in alike)
+        files = ", ".join(quoted(str(path_of(segment, table))) for segment in alike)
         parts.append(f"(from read_parquet([{files}], hive_partitioning = false))")
     return " union all by name ".join(parts)
 
 
-def quoted(path: Path) -> str:
+def quoted(text: str) -> str:
     """As a string of SQL."""
-    return "'" + str(path).replace("'", "''") + "'"
+    return "'" + text.replace("'", "''") + "'"
 
 
 def tables_of(generation: int) -> str:

@@ -4,9 +4,7 @@
 - A file that the manifest does not name is nobody's: a crash left it, or it waits for its last reader.
 """
 
-import hashlib
 import itertools
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -16,6 +14,8 @@ import pyarrow.parquet as pq
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.stages import StoreFailed, stage
+from service.store.batches import gathered
+from service.store.durable import sha256_of, sync
 
 ROWS_PER_ROW_GROUP, BYTES_PER_ROW_GROUP = 122_880, 2**26
 """At most, and bytes more or less: a reader of whole rows holds a row group per core."""
@@ -63,6 +63,10 @@ class Manifest(BaseModel):
     number: int = 0
     segments: tuple[Segment, ...] = ()
 
+    @property
+    def bytes(self) -> int:
+        return sum(segment.bytes for segment in self.segments)
+
     def replacing(self, old: Iterable[Segment], new: Iterable[Segment]) -> "Manifest":
         """The next manifest: the new segments where the first of the old was, or at the end."""
         gone = {segment.number for segment in old}
@@ -85,9 +89,6 @@ class Segments:
     def path(self, segment: Segment, table: str) -> Path:
         return self.root / segment_folder(segment) / f"{table}.parquet"
 
-    def paths(self, manifest: Manifest, table: str) -> list[Path]:
-        return [self.path(segment, table) for segment in manifest.segments if table in segment.files]
-
     def write(self, schema_version: int, tables: Mapping[str, Iterable[pa.RecordBatch]]) -> Segment | None:
         """Writes the rows of each table; None if there are none at all. Raises StoreFailed, and leaves nothing then."""
         with stage(StoreFailed, f"writing to {self.root}"):
@@ -104,9 +105,9 @@ class Segments:
             if not files:
                 unfinished.rmdir()
                 return None
-            _sync(unfinished)
+            sync(unfinished)
             unfinished.rename(folder)
-            _sync(self.root)
+            sync(self.root)
         except BaseException:
             shutil.rmtree(unfinished, ignore_errors=True)
             raise
@@ -118,9 +119,9 @@ class Segments:
         unfinished = path.with_suffix(".part")
         with stage(StoreFailed, f"writing {path}"):
             unfinished.write_text(manifest.model_dump_json(indent=1))
-            _sync(unfinished)
+            sync(unfinished)
             unfinished.rename(path)
-            _sync(self.root)
+            sync(self.root)
 
     def manifest(self, number: int) -> Manifest:
         """Raises StoreFailed for one that is missing or damaged."""
@@ -196,7 +197,7 @@ def _written(batches: Iterable[pa.RecordBatch], path: Path) -> File | None:
     writer: pq.ParquetWriter | None = None
     rows = 0
     try:
-        for group in _row_groups(batches):
+        for group in gathered(batches, ROWS_PER_ROW_GROUP, BYTES_PER_ROW_GROUP):
             if writer is None:
                 writer = _writer(path, group.schema)
             writer.write_table(group, row_group_size=group.num_rows)
@@ -206,7 +207,7 @@ def _written(batches: Iterable[pa.RecordBatch], path: Path) -> File | None:
             writer.close()
     if writer is None:
         return None
-    _sync(path)
+    sync(path)
     return File(rows=rows, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
@@ -231,31 +232,3 @@ def _columns(path: str, kind: pa.DataType) -> Iterator[str]:
             yield from _columns(f"{path}.{field.name}", field.type)
     else:
         yield path
-
-
-def _row_groups(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    held: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        held.append(batch)
-        rows, size = rows + batch.num_rows, size + batch.nbytes
-        if rows >= ROWS_PER_ROW_GROUP or size >= BYTES_PER_ROW_GROUP:
-            yield pa.Table.from_batches(held)
-            held, rows, size = [], 0, 0
-    if rows:
-        yield pa.Table.from_batches(held)
-
-
-def sha256_of(path: Path) -> str:
-    """Of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """A rename is durable only once its folder is."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from service.stages import StoreFailed
+from service.store.batches import gathered
 
 SHELVES = 256
 """Files that are open at once."""
@@ -40,7 +41,7 @@ def in_order(batches: Iterable[pa.RecordBatch], ends: Sequence[int], folder: Pat
 def _put(batches: Iterable[pa.RecordBatch], ends: Sequence[int], folder: Path) -> None:
     with ExitStack() as closing:
         writers: dict[int, pa.RecordBatchStreamWriter] = {}
-        for load in _loads(batches):
+        for load in gathered(batches, ROWS_AT_ONCE, BYTES_AT_ONCE):
             ordered = load.take(np.argsort(load["place"], kind="stable"))
             cuts = np.searchsorted(ordered["place"], [0, *ends])
             for number, (first, last) in enumerate(pairwise(cuts)):
@@ -50,19 +51,6 @@ def _put(batches: Iterable[pa.RecordBatch], ends: Sequence[int], folder: Path) -
                     writer = pa.ipc.new_stream(str(folder / str(number)), load.schema, options=COMPRESSED)
                     writers[number] = closing.enter_context(writer)
                 writers[number].write_table(ordered.slice(first, last - first))
-
-
-def _loads(batches: Iterable[pa.RecordBatch]) -> Iterator[pa.Table]:
-    held: list[pa.RecordBatch] = []
-    rows = size = 0
-    for batch in batches:
-        held.append(batch)
-        rows, size = rows + batch.num_rows, size + batch.nbytes
-        if rows >= ROWS_AT_ONCE or size >= BYTES_AT_ONCE:
-            yield pa.Table.from_batches(held)
-            held, rows, size = [], 0, 0
-    if held:
-        yield pa.Table.from_batches(held)
 
 
 def _taken(path: Path, places: range) -> pa.Table:

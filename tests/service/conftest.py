@@ -14,6 +14,7 @@ from service.checkpoints import EMBEDDED
 from service.engines.scripted import Script, ScriptedEngine
 from service.parts import open_parts
 from service.settings import Settings
+from service.store.duck import Duck
 
 PASS_RATES = {"easy": 1.0, "hard": 0.0, "mixed": 0.5}
 
@@ -51,6 +52,19 @@ def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
             yield client
 
     return opener
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """Of a store."""
+    return tmp_path / "store.duckdb"
+
+
+@pytest.fixture
+def duck(path: Path) -> Iterator[Duck]:
+    duck = Duck(path)
+    yield duck
+    duck.close()
 
 
 @pytest.fixture

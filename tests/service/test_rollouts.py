@@ -5,7 +5,7 @@ import asyncio
 import pytest
 from fastapi.testclient import TestClient
 
-from service.store.duck import Locked
+from service.store.opening import Locked
 from tests.service.conftest import OpenService, by_first_word
 from tests.service.steps import GRESO_RUN, decisions, finish, freeze, prepare, sample
 

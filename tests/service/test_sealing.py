@@ -7,7 +7,6 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +23,6 @@ from service.store.segments import File, Manifest, Segment
 from service.store.transaction import Transaction
 from tests.service.conftest import OpenService
 from tests.service.steps import freeze, prepare, sample
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.duckdb"
-
-
-@pytest.fixture
-def duck(path: Path) -> Iterator[Duck]:
-    duck = Duck(path)
-    yield duck
-    duck.close()
 
 
 def put(duck: Duck, *names: str) -> None:
@@ -283,6 +270,7 @@ def test_a_store_of_the_first_schema_is_upgraded(path: Path) -> None:
     old = duckdb.connect(str(path))
     old.execute(SCHEMA_1)
     old.execute("insert into meta values ('schema', '1')")
+    old.execute("create view judged_groups as from groups")
     old.execute("insert into runs values ('r', '{}', now()::timestamp)")
     old.execute("insert into prompts values ('p', 'What is 2+2?', '4', 'math', '{}', now()::timestamp)")
     for seq, text in ((1, "'four'"), (2, "null")):

@@ -14,22 +14,11 @@ from typing import Any
 import pytest
 
 from service.stages import StoreFailed
-from service.store.duck import Duck, Locked
+from service.store.duck import Duck
+from service.store.opening import Locked
 from service.store.transaction import Transaction
 from tests.service.conftest import OpenService
 from tests.service.steps import freeze, prepare, sample
-
-
-@pytest.fixture
-def path(tmp_path: Path) -> Path:
-    return tmp_path / "store.duckdb"
-
-
-@pytest.fixture
-def duck(path: Path) -> Iterator[Duck]:
-    duck = Duck(path)
-    yield duck
-    duck.close()
 
 
 def member(name: str) -> dict[str, str]:

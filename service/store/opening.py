@@ -1,0 +1,60 @@
+"""Opening the database file: its lock, what it holds, and whether it is one of ours.
+
+The lock is a file beside the database. No other code may open the .duckdb file itself: opening and closing it drops
+DuckDB's own lock, and a second writer then loses committed rows silently.
+"""
+
+import fcntl
+from pathlib import Path
+from typing import TextIO
+
+import duckdb
+
+from service.stages import StoreFailed, stage
+from service.store.layout import Layout, prepare
+from service.store.segments import Segments
+from service.store.transaction import OpenStore
+
+BYTES_PER_ROW = 1024
+"""A guess, for rows that were there before."""
+
+
+class Locked(StoreFailed):
+    """Another process has the store open."""
+
+
+def take_lock(path: Path) -> TextIO:
+    """Of the store whose database this is, for as long as the file is open. Raises Locked."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = path.with_suffix(".lock").open("a")
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        lock.close()
+        raise Locked(f"another service has {path.parent} open; stop it or choose another --data") from None
+    return lock
+
+
+def opened(path: Path, memory_mib: int | None, segments: Segments) -> tuple[OpenStore, Layout]:
+    # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
+    config = {"checkpoint_threshold": "256MB"} | ({"memory_limit": f"{memory_mib}MiB"} if memory_mib else {})
+    help = f"`refinery store restore --data {path.parent}` goes on from what is whole"
+    with stage(StoreFailed, f"{path} cannot be opened, nothing was changed, and {help}"):
+        connection = duckdb.connect(str(path), config=config)
+        try:
+            layout, schemas = prepare(connection, segments)
+        except BaseException:
+            connection.close()
+            raise
+    return OpenStore(connection, schemas, segments), layout
+
+
+def commits_of(connection: duckdb.DuckDBPyConnection) -> int:
+    [[commits]] = connection.execute("select value from meta where name = 'commits'").fetchall()
+    return int(commits)
+
+
+def hot_bytes_of(connection: duckdb.DuckDBPyConnection) -> int:
+    sizes = "select coalesce(sum(estimated_size), 0) from duckdb_tables() where schema_name != 'main'"
+    [[rows]] = connection.execute(sizes).fetchall()
+    return int(rows) * BYTES_PER_ROW
