@@ -52,21 +52,46 @@ class JudgedGroup:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """Of a dataset, before its texts are fetched: scored rollouts of a group, and what is known of each of them."""
+    """Of a dataset, before its texts are fetched: scored rollouts of a group, and what is known of each of them.
 
-    origin: Origin
-    prompt_bytes: int
+    There may be many times more rows than groups, so a row holds nothing that its group does.
+    """
+
+    group: JudgedGroup
     indices: tuple[int, ...]
     """Of a pair the chosen one, then the rejected one."""
-    rewards: tuple[float, ...]
-    tokens: tuple[int, ...]
-    characters: tuple[int, ...]
-    bytes: tuple[int, ...]
-    digests: tuple[str, ...]
-    pass_rate: float
-    """Mean reward of everything scored in the group."""
     advantages: tuple[float, ...] = ()
     """Only where the shape asks for them."""
+
+    @property
+    def origin(self) -> Origin:
+        return self.group.origin
+
+    @property
+    def rewards(self) -> tuple[float, ...]:
+        return tuple([reward for i in self.indices if (reward := self.group.rewards_G[i]) is not None])
+
+    @property
+    def tokens(self) -> tuple[int, ...]:
+        return tuple([self.group.tokens_G[i] for i in self.indices])
+
+    @property
+    def characters(self) -> tuple[int, ...]:
+        return tuple([self.group.characters_G[i] for i in self.indices])
+
+    @property
+    def bytes(self) -> tuple[int, ...]:
+        return tuple([self.group.bytes_G[i] for i in self.indices])
+
+    @property
+    def digests(self) -> tuple[str, ...]:
+        return tuple([self.group.digests_G[i] for i in self.indices])
+
+    @property
+    def pass_rate(self) -> float:
+        """Mean reward of everything scored in the group."""
+        scored_G = self.group.scored_G
+        return sum(scored_G) / len(scored_G)
 
     @property
     def longest(self) -> int:
@@ -76,19 +101,6 @@ class Row:
 
 def row_of(group: JudgedGroup, indices: Sequence[int], advantages: Sequence[float] = ()) -> Row:
     """The row of these rollouts. Raises ValueError where one has no reward."""
-    rewards = [reward for i in indices if (reward := group.rewards_G[i]) is not None]
-    if len(rewards) < len(indices):
+    if any(group.rewards_G[i] is None for i in indices):
         raise ValueError(f"group {group.origin.group_id}: a row needs scored rollouts")
-    scored_G = group.scored_G
-    return Row(
-        group.origin,
-        group.prompt_bytes,
-        tuple(indices),
-        tuple(rewards),
-        tuple([group.tokens_G[i] for i in indices]),
-        tuple([group.characters_G[i] for i in indices]),
-        tuple([group.bytes_G[i] for i in indices]),
-        tuple([group.digests_G[i] for i in indices]) if group.digests_G else (),
-        sum(scored_G) / len(scored_G),
-        tuple(advantages),
-    )
+    return Row(group, tuple(indices), tuple(advantages))

@@ -118,7 +118,7 @@ def tables_of(rows: Sequence[Row], shape: Shape, judged: Judged) -> Iterator[pa.
 
 
 def _bytes_of(row: Row, *, with_tokens: bool) -> int:
-    return row.prompt_bytes + sum(row.bytes) + (BYTES_PER_TOKEN * sum(row.tokens) if with_tokens else 0)
+    return row.group.prompt_bytes + sum(row.bytes) + (BYTES_PER_TOKEN * sum(row.tokens) if with_tokens else 0)
 
 
 def _parts(units: Sequence[T], sizes: Sequence[int]) -> list[Sequence[T]]:
@@ -146,7 +146,7 @@ def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
 
 def _tables_of_prompts(rows: Sequence[Row], judged: Judged) -> Iterator[pa.Table]:
     by_prompt = [list(of_prompt) for _, of_prompt in groupby(rows, key=lambda row: row.origin.prompt_id)]
-    parts = _parts(by_prompt, [groups[0].prompt_bytes for groups in by_prompt])
+    parts = _parts(by_prompt, [groups[0].group.prompt_bytes for groups in by_prompt])
     asked = [[groups[0].origin.prompt_id for groups in part] for part in parts]
     prompts = judged.prompts(asked, with_references=True)
     for part, known in zip(parts, prompts, strict=True):

@@ -5,9 +5,12 @@
 - Everything here blocks: call it from a thread.
 """
 
+from array import array
 from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import accumulate, chain
 from math import fsum
+from sys import intern
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -146,24 +149,34 @@ OF_GROUP = ("prompt_bytes", "has_text")
 OF_ROLLOUT = ("reward", "outcome", "truncated", "tokens", "characters", "bytes", "digest")
 
 
+class _Same(dict[tuple[Any, ...], tuple[Any, ...]]):
+    """For each value the first of those that equal it."""
+
+    def of(self, value: tuple[Any, ...]) -> tuple[Any, ...]:
+        return self.setdefault(value, value)
+
+
 def _groups_in(frame: pl.DataFrame) -> Iterator[JudgedGroup]:
     by_group = frame.unnest("verdict").group_by("seq", maintain_order=True)
     whole = (pl.col("idx") == pl.int_range(pl.len())).all().alias("whole")
     groups = by_group.agg(pl.col(OF_ORIGIN + OF_GROUP).first(), pl.col(OF_ROLLOUT), whole)
     if broken := groups.filter(~pl.col("whole"))["group_id"].to_list():
         raise StoreFailed(f"group {broken[0]} is stored twice or in part: the store is damaged")
+    # Millions of groups are held at once, and most of them are alike.
+    same_rewards, same_outcomes, same_truncated = _Same(), _Same(), _Same()
     for row in groups.select(OF_ORIGIN + OF_GROUP + OF_ROLLOUT).iter_rows():
-        origin = Origin._make(row[: len(OF_ORIGIN)])
+        prompt_id, run, visit, group_id, policy_version, verifier, temperature = row[: len(OF_ORIGIN)]
+        origin = Origin(intern(prompt_id), intern(run), visit, group_id, policy_version, intern(verifier), temperature)
         prompt_bytes, has_text, rewards, outcomes, truncated, tokens, characters, sizes, digests = row[len(OF_ORIGIN) :]
         yield JudgedGroup(
             origin,
             prompt_bytes,
-            rewards,
-            [OUTCOMES[outcome] for outcome in outcomes],
-            truncated,
-            tokens,
-            characters,
-            sizes,
-            digests if digests[0] else (),
+            same_rewards.of(tuple(rewards)),
+            same_outcomes.of(tuple([OUTCOMES[outcome] for outcome in outcomes])),
+            same_truncated.of(tuple(truncated)),
+            array("i", tokens),
+            array("i", characters),
+            array("i", sizes),
+            tuple(digests) if digests[0] else (),
             has_text,
         )
