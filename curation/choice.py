@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict
+from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
 
 from curation.keys import canonical_json
 
@@ -22,6 +22,13 @@ def _plain(value: dict[str, Any]) -> dict[str, Any]:
     except (ValueError, RecursionError) as fault:
         raise ValueError(f"not plain JSON: {fault}") from None
     return value
+
+
+def reason_of(error: ValueError) -> str:
+    """In a line, also of pydantic's."""
+    if isinstance(error, ValidationError):
+        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+    return str(error)
 
 
 Metadata = Annotated[dict[str, Any], AfterValidator(_plain)]

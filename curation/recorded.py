@@ -1,15 +1,14 @@
-"""From a line of somebody else's rollout file to the native import row, by a mapping of fields.
+"""The native import row: a prompt with rollouts that somebody else sampled."""
 
-A path is dotted (``a.b``); ``*`` as the path of the rollouts takes every value of the row that is an object with the
-text in it, in the order of the file.
-"""
-
-import re
-from typing import Any
+from collections.abc import Iterable
 
 from pydantic import Field
 
 from curation.choice import Choice, Metadata
+from curation.keys import canonical_json
+
+RECORDED = "recorded"
+"""Named as the verifier of a row whose recorder's labels are taken for what they are: nothing is judged anew."""
 
 
 class RolloutIn(Choice):
@@ -23,75 +22,26 @@ class RolloutIn(Choice):
 
 
 class GroupIn(Choice):
-    """The native import row: one prompt and its recorded rollouts."""
+    """One prompt and its recorded rollouts."""
 
     prompt: str = Field(min_length=1)
     reference: str = ""
     """May be empty where the verifier needs none."""
     verifier: str = "math"
     metadata: Metadata = Field(default_factory=dict)
+    policy_version: int = Field(0, ge=0, lt=2**31)
+    """Of the recorder's policy: its training step, say."""
     rollouts: tuple[RolloutIn, ...] = Field(min_length=1)
 
 
-class FieldMapping(Choice):
-    """Where the fields of a native row stand in a foreign one."""
-
-    prompt: str
-    reference: str
-    reference_pattern: str | None = None
-    """Regular expression; its first group, or all of it, is the reference. The last match counts."""
-    rollouts: str
-    text: str | None = None
-    """Path of the text within a rollout; None when the rollouts are plain strings."""
-    label: str | None = None
-    """Path of a boolean or a number from 0 to 1: within a rollout, or, for plain strings, a list beside them."""
-    verifier: str = "math"
-
-    def apply(self, row: dict[str, Any]) -> GroupIn:
-        """Raises ValueError (a pydantic ValidationError is one) that names the field at fault."""
-        reference = str(_at(row, self.reference))
-        if self.reference_pattern is not None:
-            found = list(re.finditer(self.reference_pattern, reference, re.MULTILINE))
-            if not found:
-                raise ValueError(f"{self.reference}: no match for {self.reference_pattern!r} in {reference[-80:]!r}")
-            reference = found[-1][1 if found[-1].re.groups else 0] or ""
-        return GroupIn(
-            prompt=_at(row, self.prompt),
-            reference=reference.strip(),
-            verifier=self.verifier,
-            rollouts=tuple(self._rollouts(row)),
-        )
-
-    def _rollouts(self, row: dict[str, Any]) -> list[RolloutIn]:
-        if self.rollouts == "*":
-            found = [v for v in row.values() if isinstance(v, dict) and self.text and _has(v, self.text)]
-        else:
-            found = _at(row, self.rollouts)
-            if not isinstance(found, list):
-                raise ValueError(f"{self.rollouts}: a list of rollouts was expected")
-        if self.text is None:
-            labels = _at(row, self.label) if self.label else [None] * len(found)
-            return [RolloutIn(text=t, reward=_reward(v)) for t, v in zip(found, labels, strict=True)]
-        return [
-            RolloutIn(text=_at(v, self.text), reward=_reward(_at(v, self.label) if self.label else None)) for v in found
-        ]
-
-
-def _at(value: Any, path: str) -> Any:
-    for key in path.split("."):
-        if not isinstance(value, dict) or key not in value:
-            raise ValueError(f"{path}: there is no field {key!r}")
-        value = value[key]
-    return value
-
-
-def _has(value: dict[str, Any], path: str) -> bool:
-    try:
-        _at(value, path)
-    except ValueError:
-        return False
-    return True
-
-
-def _reward(label: Any) -> float | None:
-    return None if label is None else float(label)
+def merged(groups: Iterable[tuple[int, GroupIn]]) -> list[tuple[int, GroupIn]]:
+    """Rows that ask the same of the same policy version as one, in the order and with the number of the first of each;
+    its rollouts in the order of the rows."""
+    parts: dict[str, tuple[int, list[GroupIn]]] = {}
+    for number, group in groups:
+        asked = canonical_json(group.model_dump(mode="json", exclude={"rollouts"}))
+        parts.setdefault(asked, (number, []))[1].append(group)
+    return [
+        (number, alike[0].model_copy(update={"rollouts": tuple(r for group in alike for r in group.rollouts)}))
+        for number, alike in parts.values()
+    ]

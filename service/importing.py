@@ -1,4 +1,4 @@
-"""Recorded rollouts become groups of a run, judged by our own verifiers.
+"""Recorded rollouts become groups of a run, judged by our own verifiers or as their recorder did.
 
 - One call is one commit: either all of its groups are stored or none.
 - A group is known by its content, so importing the same file twice adds nothing the second time.
@@ -12,14 +12,16 @@ from datetime import datetime
 from typing import Any
 
 from curation.keys import canonical_json, digest, prompt_id
-from curation.recorded import GroupIn, RolloutIn
+from curation.recorded import RECORDED, GroupIn, RolloutIn
 from curation.records import (
     Action,
     Completion,
     Decision,
     Group,
+    Outcome,
     Prompt,
     Rollout,
+    Verdict,
     Visit,
 )
 from service.collect import Verify
@@ -30,8 +32,9 @@ from service.store.prompts import add_prompts
 from service.store.runs import add_run
 from service.store.transaction import Transaction
 
-RECORDED = Decision(Action.SAMPLED, 1.0, "recorded elsewhere")
+ELSEWHERE = Decision(Action.SAMPLED, 1.0, "recorded elsewhere")
 JOB = "import"
+AS_RECORDED = f"{RECORDED}@1"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +52,7 @@ class Imported:
     outcomes: dict[str, int]
     """Rollouts by outcome."""
     labelled: int
-    """Rollouts that came with a label and got a reward from us."""
+    """Rollouts that came with a label and got a reward from one of our verifiers."""
     agreeing: int
     """Those of them where both are above one half, or both are not."""
 
@@ -76,9 +79,9 @@ async def import_groups(
         for i, rollouts_G in zip(fresh, judged, strict=True):
             if ids[i] in meanwhile:
                 continue
-            visit = Visit(prompts[i].id, next_visit[prompts[i].id], 0, RECORDED)
+            visit = Visit(prompts[i].id, next_visit[prompts[i].id], 0, ELSEWHERE)
             next_visit[prompts[i].id] += 1
-            group = Group(ids[i], run_name, prompts[i], visit.visit, 0, rollouts_G)
+            group = Group(ids[i], run_name, prompts[i], visit.visit, rows[i].policy_version, rollouts_G)
             labels = tuple(rollout.reward for rollout in rows[i].rollouts)
             add_visits(tx, [PlannedVisit(run_name, JOB, 0, 0, visit)], now())
             stored.append(StoredGroup(group, JOB, run.policy, None, 0.0, _seconds(group), labels))
@@ -96,12 +99,22 @@ def prompt_of(row: GroupIn) -> Prompt:
 
 def _group_id(run: str, prompt: Prompt, row: GroupIn) -> str:
     recorded = [rollout.model_dump(mode="json") for rollout in row.rollouts]
-    return "g_" + digest(run, JOB, prompt.id, canonical_json(recorded))
+    version = [row.policy_version] if row.policy_version else []
+    return "g_" + digest(run, JOB, prompt.id, canonical_json(recorded), *version)
 
 
 async def _judge(prompt: Prompt, row: GroupIn, verify: Verify) -> tuple[Rollout, ...]:
-    verdicts = await verify(prompt, [rollout.text for rollout in row.rollouts])
+    if row.verifier == RECORDED:
+        verdicts = [_as_recorded(rollout.reward) for rollout in row.rollouts]
+    else:
+        verdicts = await verify(prompt, [rollout.text for rollout in row.rollouts])
     return tuple(Rollout(_completion(r), verdict) for r, verdict in zip(row.rollouts, verdicts, strict=True))
+
+
+def _as_recorded(reward: float | None) -> Verdict:
+    if reward is None:
+        return Verdict(Outcome.ERROR, None, AS_RECORDED, detail="it came without a label")
+    return Verdict(Outcome.SCORED, reward, AS_RECORDED)
 
 
 def _completion(rollout: RolloutIn) -> Completion:
@@ -118,10 +131,11 @@ def _seconds(group: Group) -> float:
 
 def _summary(stored: Sequence[StoredGroup], *, existing: int, prompts: int) -> Imported:
     rollouts = [rollout for group in stored for rollout in group.group.rollouts_G]
-    labels = [label for group in stored for label in group.recorded_rewards_G]
     both = [
         (rollout.reward, label)
-        for rollout, label in zip(rollouts, labels, strict=True)
+        for group in stored
+        if group.group.prompt.verifier != RECORDED
+        for rollout, label in zip(group.group.rollouts_G, group.recorded_rewards_G, strict=True)
         if rollout.reward is not None and label is not None
     ]
     return Imported(

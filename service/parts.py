@@ -88,6 +88,7 @@ class Store:
         )
 
     def close(self) -> None:
+        self.sealer.stop()
         self.duck.close()
         self.sealer.end()
 

@@ -15,6 +15,7 @@ from pydantic import Field
 
 from curation.changes import Changes
 from curation.choice import Choice
+from curation.recorded import RECORDED
 from curation.records import Group, Outcome, Rollout, Verdict
 from service.collect import Verify
 from service.jobs import Cancelled, Job
@@ -59,6 +60,8 @@ async def rescore(
         if job.cancel_requested:
             raise Cancelled(changes.report() | {"without_text": wanted.without_text})
         groups = await verdicts.before(job.id, part)
+        if request.verifier is None:  # what a recorder said can only be said by the recorder
+            groups = [group for group in groups if group.prompt.verifier != RECORDED]
         judged = await asyncio.gather(*(_judge(group, request.verifier, verify) for group in groups))
         await verdicts.append(job.id, judged, now())
         changes.add_all(groups, judged)

@@ -1,5 +1,6 @@
 """The command and the real processes behind it: the embedded engine, kill -9, and every reader of a frozen dataset."""
 
+import gzip
 import json
 import os
 import signal
@@ -12,6 +13,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pytest
 
 from trainers.client import Refinery, RefineryError
@@ -189,6 +191,64 @@ def test_a_command_that_cannot_work_ends_with_one_clear_line(
     assert ended.returncode != 0
     assert complaint in ended.stderr
     assert "Traceback" not in ended.stderr
+
+
+def test_bad_rows_of_a_file_are_kept_aside_with_their_lines_and_reasons(tmp_path: Path) -> None:
+    row = {"prompt": "1 + 1?", "reference": "2", "rollouts": [{"text": "2"}, {"text": "3"}]}
+    good = [json.dumps(row | {"prompt": f"1 + 1, asked {n} times?"}).encode() for n in range(250)]
+    bad = [
+        b"{",
+        b'{"prompt": "\xff\xfe"}',
+        json.dumps(row | {"rollouts": [{"text": 3}]}).encode(),
+        json.dumps(row | {"rollouts": [{"text": "2", "reward": float("nan")}]}).encode(),
+        json.dumps(row | {"verifier": "math", "reference": ""}).encode(),
+        b'["' + b"x" * 100_000_000 + b'"]',
+    ]
+    lines = [*good[:100], *bad[:3], *good[100:], *bad[3:], good[0]]
+    packed = gzip.compress(b"\n".join(lines), compresslevel=1)
+    (tmp_path / "rows.jsonl.gz").write_bytes(packed)
+    (tmp_path / "torn.jsonl.gz").write_bytes(packed[:-12])
+
+    with serving(tmp_path / "data") as service:
+        command = ("--run", "r", "--service", service.url, "--json")
+        refused = refinery("import", "rows.jsonl.gz", *command, cwd=tmp_path)
+        kept = refinery("import", "rows.jsonl.gz", "--aside", "bad.jsonl", *command, cwd=tmp_path)
+        again = refinery("import", "torn.jsonl.gz", "--aside", "torn.jsonl", *command, cwd=tmp_path)
+
+    assert refused.returncode != 0
+    assert "rows.jsonl.gz:101: not UTF-8 text with one JSON value a line" in refused.stderr
+    assert "nothing was sent" in refused.stderr
+    told = json.loads(kept.stdout)
+    assert (told["groups"], told["existing"], told["rows_rejected"]) == (250, 1, 6)
+    aside = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
+    assert sorted(one["line"] for one in aside) == [101, 102, 103, 254, 255, 256]
+    assert all(one["reason"] for one in aside)
+    assert json.loads(again.stdout)["groups"] == 0
+    assert "breaks off here" in (tmp_path / "torn.jsonl").read_text()
+
+
+def test_an_import_that_was_killed_goes_on_where_it_broke_off(tmp_path: Path) -> None:
+    rows = [
+        {"input": f"{n} + {n}?", "output": f"A: {2 * n + off}", "gts": str(2 * n), "score": float(off == 0), "step": 1}
+        for off in range(2)
+        for n in range(400)
+    ]
+    pl.DataFrame(rows).write_parquet(tmp_path / "1.parquet")
+    with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+        arguments = ("import", "1.parquet", "--format", "verl", "--verifier", "math", "--run", "r", "--json")
+        command = [sys.executable, "-m", "refinery", *arguments, "--service", service.url]
+        first = subprocess.Popen(command, cwd=tmp_path, env=ENVIRONMENT)
+        while not (client.get("/v1/runs") and client.get("/v1/groups?run=r")["items"]):
+            time.sleep(0.05)
+        first.kill()
+        first.wait()
+        second = refinery(*arguments, "--service", service.url, cwd=tmp_path)
+        groups = list(client.groups("r"))
+
+    told = json.loads(second.stdout)
+    assert 0 < told["existing"] < 400
+    assert told["groups"] + told["existing"] == len(groups) == len({group["id"] for group in groups}) == 400
+    assert told["agreement"] == 1.0
 
 
 def test_the_client_repeats_the_services_own_words(tmp_path: Path) -> None:

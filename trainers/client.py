@@ -63,9 +63,10 @@ class Refinery:
         """Rows ``{prompt, reference, verifier?, metadata?}``."""
         return self._ndjson("/v1/prompts", rows, {"set": prompt_set})
 
-    def import_groups(self, rows: Iterable[Json], run: str) -> Json:
-        """Native import rows; see `curation.recorded.GroupIn`."""
-        return self._ndjson("/v1/rollouts/import", rows, {"run": run})
+    def import_groups(self, rows: Iterable[Json], run: str, *, keep_good: bool = False) -> Json:
+        """Native import rows; see `curation.recorded.GroupIn`. One bad row and nothing is stored, unless the good ones
+        are to be kept."""
+        return self._ndjson("/v1/rollouts/import", rows, {"run": run, "keep_good": keep_good})
 
     def wait(self, job: Json, on_progress: Callable[[Json], None] = lambda _: None) -> Json:
         """The finished job. Raises RefineryError when it failed."""

@@ -1,16 +1,19 @@
 """What the verbs that talk to a service share: where it is, and how it is asked."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from trainers.client import DEFAULT_SERVICE, Refinery, RefineryError
 
-__all__ = ["DEFAULT_SERVICE", "AsJson", "Service", "service_at", "written"]
+__all__ = ["DEFAULT_SERVICE", "AsJson", "Service", "progress_bar", "service_at", "tell", "written"]
 
 Service = Annotated[str, typer.Option(help="URL of the service.", envvar="REFINERY_SERVICE")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
@@ -33,3 +36,20 @@ def written(file: Path) -> Iterator[None]:
         yield
     except (OSError, ValueError) as error:
         sys.exit(f"refinery: {file}: {error}")
+
+
+def progress_bar(*, quiet: bool = False) -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=Console(stderr=True, quiet=quiet),
+    )
+
+
+def tell(result: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(result))
+    else:
+        Console().print_json(data=result)

@@ -1,25 +1,19 @@
-"""Verbs that talk to a running service: prompts, rollouts, import, dataset."""
+"""Verbs that talk to a running service: prompts, rollouts, dataset."""
 
-import gzip
 import json
 import sys
-from collections import Counter
 from collections.abc import Iterator
 from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from pydantic import ValidationError
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
-from curation.recorded import FieldMapping, GroupIn
-from trainers import questions, replays, reports
-from trainers.options import DEFAULT_SERVICE, AsJson, Service, service_at
-
-GROUPS_PER_REQUEST = 100
+from trainers import imports, questions, replays, reports
+from trainers.files import read_rows
+from trainers.options import DEFAULT_SERVICE, AsJson, Service, progress_bar, service_at, tell
 
 prompts = typer.Typer(help="Prompt sets.", no_args_is_help=True)
 dataset = typer.Typer(help="Frozen preference datasets.", no_args_is_help=True)
@@ -29,21 +23,11 @@ def register(app: typer.Typer) -> None:
     app.add_typer(prompts, name="prompts")
     app.add_typer(dataset, name="dataset")
     app.command()(rollouts)
-    app.command("import")(import_file)
+    imports.register(app)
     app.command()(rescore)
     questions.register(app)
     replays.register(app)
     reports.register(app)
-
-
-def progress_bar(*, quiet: bool = False) -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        console=Console(stderr=True, quiet=quiet),
-    )
 
 
 @prompts.command("add")
@@ -54,9 +38,9 @@ def add_prompts(
     as_json: AsJson = False,
 ) -> None:
     """Adds the prompts of a file to a set."""
-    rows = [row for _, row in _read_rows(file)]
+    rows = [row for _, row in read_rows(file)]
     with service_at(service) as refinery:
-        _show(refinery.add_prompts(rows, prompt_set), as_json)
+        tell(refinery.add_prompts(rows, prompt_set), as_json)
 
 
 @prompts.command("from-environment")
@@ -78,7 +62,7 @@ def prompts_from_environment(
     except Exception as error:  # noqa: BLE001 - somebody's package
         sys.exit(f"refinery: environment {environment}: {type(error).__name__}: {error}")
     with service_at(service) as refinery:
-        _show(refinery.add_prompts(rows, prompt_set), as_json)
+        tell(refinery.add_prompts(rows, prompt_set), as_json)
 
 
 def rollouts(
@@ -101,64 +85,7 @@ def rollouts(
             bar.update(task, completed=job["progress"].get("funnel", {}).get("informative", 0))
 
         done = refinery.wait(job, show)
-    _show(done["result"], as_json)
-
-
-def import_file(
-    file: Annotated[Path, typer.Argument(help="NDJSON, one prompt with its rollouts a line; may be gzipped.")],
-    run: Annotated[str, typer.Option(help="Run to store the groups in; made if it does not exist.")],
-    prompt: Annotated[
-        str | None, typer.Option(help="Field of the prompt. Without it the file is in native form.")
-    ] = None,
-    reference: Annotated[str, typer.Option(help="Field of the reference answer.")] = "reference",
-    reference_pattern: Annotated[
-        str | None, typer.Option(help="Regular expression whose group is the reference; the last match counts.")
-    ] = None,
-    rollouts: Annotated[
-        str, typer.Option(help="Field of the rollouts, or * for every object with the text.")
-    ] = "rollouts",
-    text: Annotated[str | None, typer.Option(help="Field of the text in a rollout; none if they are strings.")] = None,
-    label: Annotated[str | None, typer.Option(help="Field of the recorder's own label, to compare with.")] = None,
-    verifier: Annotated[str, typer.Option(help="Verifier that judges the rollouts.")] = "math",
-    service: Service = DEFAULT_SERVICE,
-    as_json: AsJson = False,
-) -> None:
-    """Imports recorded rollouts: maps their fields, verifies every rollout anew, stores the groups.
-
-    The whole file is read and checked before anything is sent, and importing it again adds nothing.
-    """
-    mapping = None
-    if prompt is not None:
-        mapping = FieldMapping(
-            prompt=prompt,
-            reference=reference,
-            reference_pattern=reference_pattern,
-            rollouts=rollouts,
-            text=text,
-            label=label,
-            verifier=verifier,
-        )
-    rows = _native_rows(file, mapping)
-    total: Counter[str] = Counter()
-    kinds: Counter[str] = Counter()
-    outcomes: Counter[str] = Counter()
-    with service_at(service) as refinery, progress_bar(quiet=as_json) as bar:
-        task = bar.add_task(f"{run}: groups", total=len(rows))
-        for start in range(0, len(rows), GROUPS_PER_REQUEST):
-            part = [row.model_dump(mode="json") for row in rows[start : start + GROUPS_PER_REQUEST]]
-            imported = refinery.import_groups(part, run)
-            kinds.update(imported.pop("kinds"))
-            outcomes.update(imported.pop("outcomes"))
-            total.update(imported)
-            bar.update(task, advance=len(part))
-    share = total["agreeing"] / total["labelled"] if total["labelled"] else None
-    zero_variance = (kinds["easy"] + kinds["hard"]) / total["groups"] if total["groups"] else None
-    _show(
-        dict(total)
-        | {"kinds": dict(kinds), "outcomes": dict(outcomes)}
-        | {"agreement": share, "zero_variance_share": zero_variance},
-        as_json,
-    )
+    tell(done["result"], as_json)
 
 
 def rescore(
@@ -185,7 +112,7 @@ def rescore(
         job = refinery.wait(
             refinery.post(f"/v1/runs/{run}/rescore", {"verifier": verifier, "where": chosen}), on_progress=show
         )
-    _show(job["result"], as_json)
+    tell(job["result"], as_json)
 
 
 @dataset.command("freeze")
@@ -204,7 +131,7 @@ def freeze(
         sys.exit(f"refinery: --recipe is not JSON: {error}")
     with service_at(service) as refinery:
         frozen = refinery.post("/v1/datasets", {"name": name, "recipe": parsed})
-    _show(_absolute(frozen, service), as_json)
+    tell(_absolute(frozen, service), as_json)
 
 
 @dataset.command("show")
@@ -234,7 +161,7 @@ def delete(
     """Deletes the files of a dataset version; what it was made of stays on record."""
     with service_at(service) as refinery:
         gone = refinery.delete(f"/v1/datasets/{name}", reason=reason)
-    _show({key: gone[key] for key in ("name", "version", "dataset_id", "deleted_at", "deletion_reason")}, as_json)
+    tell({key: gone[key] for key in ("name", "version", "dataset_id", "deleted_at", "deletion_reason")}, as_json)
 
 
 @dataset.command("push")
@@ -249,7 +176,7 @@ def push(
     with service_at(service) as refinery:
         path = f"/v1/datasets/{_versioned(name)}/push"
         job = refinery.wait(refinery.post(path, {"repo_id": repo, "private": private}))
-    _show(job["result"], as_json)
+    tell(job["result"], as_json)
 
 
 @dataset.command("diff")
@@ -331,37 +258,3 @@ def _funnel(found: dict[str, Any]) -> Table:
 
 def _absolute(frozen: dict[str, Any], service: str) -> dict[str, Any]:
     return frozen | {"urls": {file: service.rstrip("/") + url for file, url in frozen["urls"].items()}}
-
-
-def _read_rows(file: Path) -> Iterator[tuple[int, Any]]:
-    """(line number from 1, value). Ends the command at the first line that is no JSON."""
-    opener = gzip.open if file.suffix == ".gz" else open
-    try:
-        with opener(file, "rt", encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield number, json.loads(line)
-    except ValueError as error:
-        sys.exit(f"refinery: {file}: not UTF-8 text with one JSON value a line: {error}")
-    except (OSError, EOFError) as error:
-        sys.exit(f"refinery: {file}: {error}")
-
-
-def _native_rows(file: Path, mapping: FieldMapping | None) -> list[GroupIn]:
-    rows = []
-    for number, row in _read_rows(file):
-        try:
-            rows.append(mapping.apply(row) if mapping else GroupIn.model_validate(row))
-        except ValidationError as error:
-            first = error.errors()[0]
-            sys.exit(f"refinery: {file}:{number}: {'.'.join(map(str, first['loc']))}: {first['msg']}; nothing was sent")
-        except ValueError as error:
-            sys.exit(f"refinery: {file}:{number}: {error}; nothing was sent")
-    return rows
-
-
-def _show(result: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        print(json.dumps(result))
-    else:
-        Console().print_json(data=result)

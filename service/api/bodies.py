@@ -1,42 +1,56 @@
-"""Request bodies that are lists of rows: JSON, NDJSON or Parquet by Content-Type, all or nothing."""
+"""Request bodies that are lists of rows: JSON, NDJSON or Parquet by Content-Type, packed or not."""
 
+import asyncio
 import io
 import json
-from collections.abc import Iterator
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterator
+from typing import Any, Generic, NamedTuple, TypeVar
 
 import polars as pl
+import pyarrow as pa
 from fastapi import Request
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
+from curation.choice import reason_of
 from service.api.errors import TooLarge
 from service.stages import Invalid
 
+CODINGS = ("gzip", "zstd")
 MOST_REPORTED = 100
 """Rejected rows listed in an answer."""
 
 M = TypeVar("M", bound=BaseModel)
 
 
+class Sifted(NamedTuple, Generic[M]):
+    """Rows with their numbers from 0, and of those that are none the reasons: ``{row, reason}``."""
+
+    rows: list[tuple[int, M]]
+    rejected: list[dict[str, Any]]
+
+
 async def read_rows(request: Request, model: type[M], limit_bytes: int) -> list[M]:
     """The rows, every one valid. Raises Invalid with the rejected rows and their reasons."""
+    rows, rejected = await sift_rows(request, model.model_validate, limit_bytes)
+    if rejected:
+        raise rows_rejected(rejected, len(rows) + len(rejected))
+    return [row for _, row in rows]
+
+
+async def sift_rows(request: Request, made_of: Callable[[Any], M], limit_bytes: int) -> Sifted[M]:
+    """What `made_of` makes of the rows, where it raises no ValueError. Raises Invalid for a body that is none."""
     body = await _read(request, limit_bytes)
-    rows, rejected = [], []
+    sifted: Sifted[M] = Sifted([], [])
     for number, row in enumerate(_parse(request.headers.get("content-type", ""), body)):
         try:
             if isinstance(row, ValueError):
                 raise row
-            rows.append(model.model_validate(row))
-        except ValidationError as error:
-            reasons = (f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-            rejected.append({"row": number, "reason": "; ".join(reasons)})
+            sifted.rows.append((number, made_of(row)))
         except ValueError as error:
-            rejected.append({"row": number, "reason": str(error)})
-    if rejected:
-        raise rows_rejected(rejected, len(rows) + len(rejected))
-    if not rows:
+            sifted.rejected.append({"row": number, "reason": reason_of(error)})
+    if not any(sifted):
         raise Invalid("no_rows", "the body holds no rows")
-    return rows
+    return sifted
 
 
 def rows_rejected(rejected: list[dict[str, Any]], of: int) -> Invalid:
@@ -54,8 +68,27 @@ async def _read(request: Request, limit_bytes: int) -> bytes:
     async for chunk in request.stream():
         body += chunk
         if len(body) > limit_bytes:
-            raise TooLarge("body_too_large", f"the body is larger than {limit_bytes >> 20} MiB; send it in parts")
-    return bytes(body)
+            raise _too_large(limit_bytes)
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    return bytes(body) if coding == "identity" else await asyncio.to_thread(_unpacked, body, coding, limit_bytes)
+
+
+def _unpacked(body: bytearray, coding: str, limit_bytes: int) -> bytes:
+    """Never more than the limit, however small it was packed."""
+    if coding not in CODINGS:
+        raise Invalid("unknown_content_encoding", f"Content-Encoding {coding!r} is none of {', '.join(CODINGS)}")
+    try:
+        with pa.CompressedInputStream(pa.BufferReader(body), coding) as packed:
+            unpacked: bytes = packed.read(limit_bytes + 1)
+    except OSError as error:
+        raise Invalid("not_unpacked", f"the body cannot be unpacked as {coding}: {error}") from None
+    if len(unpacked) > limit_bytes:
+        raise _too_large(limit_bytes)
+    return unpacked
+
+
+def _too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge("body_too_large", f"the body is larger than {limit_bytes >> 20} MiB; send it in parts")
 
 
 def _parse(content_type: str, body: bytes) -> Iterator[Any]:

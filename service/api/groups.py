@@ -1,13 +1,17 @@
 """/v1/groups and /v1/rollouts"""
 
 from dataclasses import asdict
+from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
+from pydantic import ValidationError
 
-from curation.recorded import GroupIn
-from service.api.bodies import read_rows
-from service.api.faults import refuse_faulty
+from curation.choice import reason_of
+from curation.foreign import Format, MappingChange, group_of, joined, mapping_of
+from curation.recorded import RECORDED
+from service.api.bodies import MOST_REPORTED, rows_rejected, sift_rows
+from service.api.faults import faulty
 from service.api.routes import Cursor, Limit, PartsDep
 from service.api.wire import (
     GroupDetailOut,
@@ -16,10 +20,11 @@ from service.api.wire import (
     RescoreOut,
     RolloutOut,
     decode_cursor,
-    with_spelled_verifiers,
+    with_spelled_verifier,
 )
 from service.importing import import_groups, prompt_of
 from service.run_config import NAME
+from service.stages import Invalid
 
 router = APIRouter(prefix="/v1", tags=["groups"])
 
@@ -48,16 +53,43 @@ async def get_group(group_id: str, parts: PartsDep) -> GroupDetailOut:
     return GroupDetailOut(**GroupOut.of(group).model_dump(), members=members, rescores=rescores)
 
 
+def _change(
+    verifier: str | None = None,
+    reference: str | None = None,
+    label: str | None = None,
+    lowest: float = 0.0,
+    highest: float = 1.0,
+) -> MappingChange:
+    """Of a foreign format."""
+    try:
+        return MappingChange(verifier=verifier, reference=reference, label=label, lowest=lowest, highest=highest)
+    except ValidationError as error:
+        raise Invalid("bad_mapping", reason_of(error)) from None
+
+
 @router.post("/rollouts/import", status_code=201)
 async def import_rollouts(
-    request: Request, parts: PartsDep, run: Annotated[str, Query(pattern=NAME)]
+    request: Request,
+    parts: PartsDep,
+    run: Annotated[str, Query(pattern=NAME)],
+    change: Annotated[MappingChange, Depends(_change)],
+    format: Format = Format.NATIVE,
+    keep_good: bool = False,
 ) -> dict[str, Any]:
-    """Stores recorded rollouts as groups of a run: rows ``{prompt, reference, verifier?, metadata?, rollouts}``, as a
-    JSON list, NDJSON or Parquet, verified by us. One bad row and nothing is stored; known groups are counted."""
-    rows = await read_rows(request, GroupIn, parts.settings.body_mib << 20)
-    rows = with_spelled_verifiers(rows, parts.panel.catalogue)
-    await refuse_faulty([prompt_of(row) for row in rows], parts.panel)
+    """Stores recorded rollouts as groups of a run: rows ``{prompt, reference, verifier?, metadata?, rollouts}``, or
+    those of another system by its `format`, as a JSON list, NDJSON or Parquet. They are verified by us, or, with the
+    verifier `recorded`, the labels that they came with are taken. One bad row and nothing is stored, or with
+    `keep_good` the others are; known groups are counted."""
+    mapping = mapping_of(format, change)
+    sifted = await sift_rows(request, partial(group_of, mapping=mapping), parts.settings.body_mib << 20)
+    rows = [(n, with_spelled_verifier(row, parts.panel.catalogue)) for n, row in joined(sifted.rows, mapping)]
+    judged = [(n, prompt_of(row)) for n, row in rows if row.verifier != RECORDED]
+    rejected = sifted.rejected + await faulty(judged, parts.panel)
+    bad = {one["row"] for one in rejected}
+    good = [row for n, row in rows if n not in bad]
+    if rejected and not (keep_good and good):
+        raise rows_rejected(rejected, len(sifted.rows) + len(sifted.rejected))
     imported = await import_groups(
-        rows, run, verify=parts.panel.verify, duck=parts.store.duck, groups=parts.store.groups, now=parts.now
+        good, run, verify=parts.panel.verify, duck=parts.store.duck, groups=parts.store.groups, now=parts.now
     )
-    return asdict(imported)
+    return asdict(imported) | {"rows_rejected": len(rejected), "rejected": rejected[:MOST_REPORTED]}

@@ -14,7 +14,7 @@ from service.api.wire import (
     PromptOut,
     PromptsAdded,
     decode_cursor,
-    with_spelled_verifiers,
+    with_spelled_verifier,
 )
 from service.run_config import NAME
 
@@ -30,7 +30,7 @@ async def add_prompts(request: Request, parts: PartsDep, prompt_set: SetName = "
     fault.
     """
     rows = await read_rows(request, PromptIn, parts.settings.body_mib << 20)
-    added = [row.record() for row in with_spelled_verifiers(rows, parts.panel.catalogue)]
+    added = [with_spelled_verifier(row, parts.panel.catalogue).record() for row in rows]
     await refuse_faulty(added, parts.panel)
     result = await parts.store.prompts.add(added, prompt_set, parts.now())
     return PromptsAdded(prompt_set=prompt_set, added=result.added, existing=result.existing)

@@ -13,7 +13,7 @@ from curation.choice import Choice, Metadata
 from curation.informativeness import Informativeness
 from curation.keys import prompt_id
 from curation.recipe import Recipe
-from curation.recorded import GroupIn
+from curation.recorded import RECORDED, GroupIn
 from curation.records import Prompt
 from service.engines.base import WorkerState, WorkerView
 from service.jobs import Job, JobEvent, JobKind, JobState
@@ -71,10 +71,11 @@ class PromptIn(Choice):
 Judged = TypeVar("Judged", PromptIn, GroupIn)
 
 
-def with_spelled_verifiers(rows: Sequence[Judged], catalogue: Catalogue) -> list[Judged]:
-    """The rows with the canonical names of their verifiers. Raises Invalid for names of none."""
-    spelled = {name: spelled_verifier(name, catalogue) for name in dict.fromkeys(row.verifier for row in rows)}
-    return [row.model_copy(update={"verifier": spelled[row.verifier]}) for row in rows]
+def with_spelled_verifier(row: Judged, catalogue: Catalogue) -> Judged:
+    """The row with the canonical name of its verifier. Raises Invalid for a name of none."""
+    if isinstance(row, GroupIn) and row.verifier == RECORDED:
+        return row
+    return row.model_copy(update={"verifier": spelled_verifier(row.verifier, catalogue)})
 
 
 def spelled_verifier(name: str, catalogue: Catalogue) -> str:

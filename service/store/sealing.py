@@ -49,9 +49,13 @@ class Sealer:
         """Seals and merges from now on without being asked."""
         self._thread.start()
 
-    def end(self) -> None:
-        """Once the store is closed; what is half done is nobody's, and done again another time."""
+    def stop(self) -> None:
+        """Begins nothing new; what is half done is nobody's, and done again another time."""
         self._ended.set()
+
+    def end(self) -> None:
+        """Once the store is closed."""
+        self.stop()
         if self._thread.is_alive():
             self._thread.join()
 

@@ -6,11 +6,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
 
-from curation.recorded import FieldMapping, GroupIn
+from curation.foreign import FieldMapping
+from curation.recorded import GroupIn
 from tests.service.conftest import OpenService
+from tests.service.steps import finish
 
 GSM8K = Path(__file__).parents[3] / "shared/data/rollouts_gsm8k_4x/example_model_solutions.jsonl.gz"
 GSM8K_MAPPING = FieldMapping(
@@ -189,3 +192,69 @@ def test_the_order_in_which_groups_arrive_changes_no_byte_of_a_dataset(open_serv
 
     assert hashes[0] == hashes[1]
     assert {"train.parquet", "test.parquet", "left_out.parquet"} <= hashes[0].keys()
+
+
+OF_VERL = [
+    {"input": f"{n} + {n}?", "output": f"A: {2 * n + off}", "gts": str(2 * n), "score": float(off == 0), "step": 3}
+    for off in (0, 1)
+    for n in range(5)
+]
+
+
+def test_labels_of_another_system_are_taken_until_somebody_asks_a_verifier(client: TestClient) -> None:
+    imported = client.post("/v1/rollouts/import?run=r&format=verl", json=OF_VERL).json()
+    rescored = finish(client, client.post("/v1/runs/r/rescore", json={}).json())
+
+    assert (imported["groups"], imported["kinds"], imported["labelled"]) == (5, {"informative": 5}, 0)
+    [group, *_] = client.get("/v1/groups?run=r").json()["items"]
+    members = client.get(f"/v1/groups/{group['id']}").json()["members"]
+    assert (group["policy_version"], [m["verifier"] for m in members]) == (3, ["recorded@1"] * 2)
+    assert rescored["result"]["groups"] == 0
+    judged = finish(client, client.post("/v1/runs/r/rescore", json={"verifier": "math"}).json())
+    assert judged["result"]["groups"] == 5
+    assert client.post("/v1/prompts", json=[{"prompt": "p", "verifier": "recorded"}]).status_code == 422
+
+
+def test_a_verifier_that_is_named_judges_what_another_system_wrote(client: TestClient) -> None:
+    wrong = [row | {"score": 1.0} for row in OF_VERL]
+    imported = client.post("/v1/rollouts/import?run=r&format=verl&verifier=math", json=wrong).json()
+
+    assert (imported["labelled"], imported["agreeing"]) == (10, 5)
+    assert client.post("/v1/rollouts/import?run=s&format=verl&lowest=1", json=OF_VERL).status_code == 422
+    assert client.post("/v1/rollouts/import?run=s&format=slime", json=OF_VERL).status_code == 422
+
+
+def test_the_good_rows_are_kept_where_that_is_asked_for(client: TestClient) -> None:
+    unreadable = ROW | {"prompt": "Which?", "reference": ""}
+    body = "\n".join([json.dumps(ROW), "{", json.dumps(ROW | {"rollouts": []}), "NaN", json.dumps(unreadable)])
+    headers = {"content-type": "application/x-ndjson"}
+
+    refused = client.post("/v1/rollouts/import?run=r", content=body, headers=headers)
+    kept = client.post("/v1/rollouts/import?run=r&keep_good=true", content=body, headers=headers).json()
+    nothing = client.post("/v1/rollouts/import?run=s&keep_good=true", content="{\n{", headers=headers)
+
+    assert refused.json()["code"] == "rows_rejected"
+    assert (kept["groups"], kept["rows_rejected"]) == (1, 4)
+    assert [one["row"] for one in kept["rejected"]] == [1, 2, 3, 4]
+    assert nothing.status_code == 422
+    assert [run["name"] for run in client.get("/v1/runs").json()] == ["r"]
+
+
+@pytest.mark.parametrize("coding", ["gzip", "zstd"])
+def test_a_body_may_be_packed_but_not_without_measure(open_service: OpenService, coding: str) -> None:
+    def send(packed: bytes) -> Any:
+        headers = {"content-type": "application/json", "content-encoding": coding}
+        return client.post("/v1/rollouts/import?run=r", content=packed, headers=headers)
+
+    def pack(content: bytes) -> bytes:
+        packed: bytes = gzip.compress(content) if coding == "gzip" else pa.compress(content, "zstd", asbytes=True)
+        return packed
+
+    with open_service(body_mib=1) as client:
+        whole = pack(json.dumps([ROW]).encode())
+        answers = [send(body) for body in (whole, whole[:-9], pack(b" " * 50_000_000), b"no", pack(b""))]
+        other = client.post("/v1/rollouts/import?run=r", content=whole, headers={"content-encoding": "br"})
+
+    assert [answer.status_code for answer in answers] == [201, 422, 413, 422, 422]
+    assert answers[0].json()["groups"] == 1
+    assert (other.status_code, other.json()["code"]) == (422, "unknown_content_encoding")
