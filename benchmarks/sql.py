@@ -122,7 +122,7 @@ def _direct(data: Path) -> Callable[[str], list[Any]]:
     """Asks a DuckDB in this process that has the very same views."""
     store = Store.open(data)
     store.sealer.seal()
-    datasets = asyncio.run(store.duck.read("select * from dataset_versions order by name, version"))
+    datasets = asyncio.run(store.datasets.versions())
     layout = store.duck.layout
     views = definitions(layout, datasets, data / "datasets", None)
     store.close()

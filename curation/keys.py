@@ -30,3 +30,8 @@ def seed_for(*parts: object) -> int:
 def rng_for(*parts: object) -> random.Random:
     """A generator of its own for the parts."""
     return random.Random(seed_for(*parts))
+
+
+def rollout_id(group_id: str, index: int) -> str:
+    """Names a rollout by its group and its place there."""
+    return f"{group_id}.{index}"

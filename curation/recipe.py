@@ -8,7 +8,7 @@ from pydantic import AfterValidator, Field, model_validator
 from curation.choice import Choice
 from curation.keys import canonical_json, digest
 
-RULES = 3
+RULES = 4
 """Revision of the curation rules: raised whenever the same recipe over the same groups would give other rows.
 ``tests/curation/test_curate.py`` pins the rows of a fixed history to it."""
 
@@ -119,6 +119,15 @@ class AdvantagesOver(StrEnum):
     """Those of all that the recipe lets in, before down-sampling."""
 
 
+class TextFormat(StrEnum):
+    """How a trainer gets prompts and completions."""
+
+    STANDARD = auto()
+    """As texts."""
+    CONVERSATIONAL = auto()
+    """As chat messages, to which it applies the chat template of its model."""
+
+
 class Decontamination(Choice):
     """Leaves out prompts that share a run of words with those of other sets."""
 
@@ -149,6 +158,7 @@ class Recipe(Choice):
     """Label of the verdicts to use, ``math@1``; None takes the newest of each group."""
     decontaminate: Decontamination | None = None
     advantages_over: AdvantagesOver = AdvantagesOver.KEPT
+    format: TextFormat = TextFormat.STANDARD
     max_tokens: int | None = Field(None, ge=1)
     """Leaves out rows with a longer completion; bytes count where tokens were not recorded."""
     max_length_ratio: float | None = Field(None, ge=1)

@@ -6,7 +6,7 @@ from typing import Any
 import pyarrow as pa
 
 from curation.recipe import Shape
-from service.shapes import COLUMNS
+from service.shapes import columns_of
 from service.store.datasets import DatasetVersion
 
 WHAT = {
@@ -25,6 +25,7 @@ TRAINER = {
 }
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "n>100M")
+PARQUET = "application/vnd.apache.parquet"
 CROISSANT_TYPES = {pa.bool_(): "sc:Boolean", pa.int32(): "cr:Int32", pa.float64(): "cr:Float64"}
 
 
@@ -37,7 +38,11 @@ def card(dataset: DatasetVersion) -> str:
 def _head(dataset: DatasetVersion) -> list[str]:
     size = SIZE_NAMES[sum(dataset.manifest["rows"] >= limit for limit in SIZES)]
     task = TASK.get(dataset.recipe.shape, "text-generation")
-    splits = [line for split in dataset.splits for line in (f"  - split: {split}", f"    path: {split}.parquet")]
+    splits = [
+        line
+        for split in dataset.splits
+        for line in (f"  - split: {split}", f"    path: {json.dumps(dataset.shards(split))}")
+    ]
     return [
         "---",
         f"pretty_name: {json.dumps(dataset.name)}",
@@ -55,6 +60,7 @@ def _head(dataset: DatasetVersion) -> list[str]:
 
 def _story(dataset: DatasetVersion) -> list[str]:
     shape, manifest = dataset.recipe.shape, dataset.manifest
+    first = dataset.splits[0]
     judges = ", ".join(f"`{verifier}`" for verifier in manifest["verifiers"])
     reader = f" {TRAINER[shape]} takes it as it is." if shape in TRAINER else ""
     return [
@@ -63,7 +69,7 @@ def _story(dataset: DatasetVersion) -> list[str]:
         "```python",
         "from datasets import load_dataset",
         "",
-        f'load_dataset("parquet", data_files={{"{dataset.splits[0]}": "{dataset.splits[0]}.parquet"}})',
+        f'load_dataset("parquet", data_files={{"{first}": {json.dumps(dataset.shards(first))}}})',
         "```",
         "",
         "## How it was made",
@@ -110,8 +116,8 @@ def croissant(dataset: DatasetVersion, url: str) -> dict[str, Any]:
         "description": WHAT[dataset.recipe.shape],
         "url": url,
         "datePublished": dataset.frozen_at.date().isoformat(),
-        "distribution": [_file(dataset, f"{split}.parquet", url) for split in splits],
-        "recordSet": [_records(dataset.recipe.shape, split) for split in splits],
+        "distribution": [part for split in splits for part in _distribution(dataset, split, url)],
+        "recordSet": [_records(dataset, split) for split in splits],
     }
 
 
@@ -121,28 +127,47 @@ def _file(dataset: DatasetVersion, name: str, url: str) -> dict[str, Any]:
         "@id": name,
         "name": name,
         "contentUrl": f"{url}/{name}",
-        "encodingFormat": "application/vnd.apache.parquet",
+        "encodingFormat": PARQUET,
         "sha256": dataset.manifest["files"][name]["sha256"],
     }
 
 
-def _records(shape: Shape, split: str) -> dict[str, Any]:
-    fields = [_field(column, split) for column in COLUMNS[shape]]
+def _distribution(dataset: DatasetVersion, split: str, url: str) -> list[dict[str, Any]]:
+    """The files of a split, and where there are several the set of them."""
+    names = dataset.shards(split)
+    files = [_file(dataset, name, url) for name in names]
+    if len(files) == 1:
+        return files
+    whole = {
+        "@type": "cr:FileSet",
+        "@id": f"{split}-files",
+        "containedIn": [{"@id": name} for name in names],
+        "encodingFormat": PARQUET,
+        "includes": f"{split}-*.parquet",
+    }
+    return [*files, whole]
+
+
+def _records(dataset: DatasetVersion, split: str) -> dict[str, Any]:
+    names = dataset.shards(split)
+    source = {"fileObject": {"@id": names[0]}} if len(names) == 1 else {"fileSet": {"@id": f"{split}-files"}}
+    columns = columns_of(dataset.recipe)
+    fields = [_field(column, split, source | {"extract": {"column": column.name}}) for column in columns]
     return {"@type": "cr:RecordSet", "@id": split, "name": split, "field": fields}
 
 
-def _field(column: pa.Field, split: str) -> dict[str, Any]:
+def _field(column: pa.Field, above: str, source: dict[str, Any]) -> dict[str, Any]:
     inner, depth = column.type, 0
     while pa.types.is_list(inner):
         inner, depth = inner.value_type, depth + 1
     lists = {"cr:isArray": True, "cr:arrayShape": ",".join(["-1"] * depth)} if depth else {}
-    return lists | {
-        "@type": "cr:Field",
-        "@id": f"{split}/{column.name}",
-        "name": column.name,
-        "dataType": CROISSANT_TYPES.get(inner, "cr:Float32" if pa.types.is_floating(inner) else "sc:Text"),
-        "source": {"fileObject": {"@id": f"{split}.parquet"}, "extract": {"column": column.name}},
-    }
+    name = f"{above}/{column.name}"
+    told = lists | {"@type": "cr:Field", "@id": name, "name": column.name}
+    if pa.types.is_struct(inner):
+        parts = [_field(part, name, source | {"transform": {"jsonPath": part.name}}) for part in inner]
+        return told | {"subField": parts}
+    kind = CROISSANT_TYPES.get(inner, "cr:Float32" if pa.types.is_floating(inner) else "sc:Text")
+    return told | {"dataType": kind, "source": source}
 
 
 WORDS = (

@@ -9,7 +9,7 @@ from typing import Any
 
 import polars as pl
 
-from curation.curate import Dropped, Split
+from curation.curate import Dropped
 from curation.explain import steps
 from service.freezing import LEFT_OUT_FILE
 from service.store.datasets import DatasetVersion
@@ -55,16 +55,17 @@ def _steps(judged: Judged, dataset: DatasetVersion, prompt_id: str) -> dict[str,
 
 def _frozen(folder: Path, dataset: DatasetVersion, prompt_id: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows: list[dict[str, Any]] = []
-    for split in Split:
-        rows += [row | {"split": split.value} for row in _of_prompt(folder / f"{split}.parquet", prompt_id)]
-    return rows, _of_prompt(folder / LEFT_OUT_FILE, prompt_id)
+    for split in dataset.splits:
+        paths = [folder / name for name in dataset.shards(split)]
+        rows += [row | {"split": split.value} for row in _of_prompt(paths, prompt_id)]
+    return rows, _of_prompt([folder / name for name in dataset.manifest["files"] if name == LEFT_OUT_FILE], prompt_id)
 
 
-def _of_prompt(path: Path, prompt_id: str) -> list[dict[str, Any]]:
-    """The rows of a prompt, without texts and tokens; none of a file that was not written."""
-    if not path.exists():
+def _of_prompt(paths: list[Path], prompt_id: str) -> list[dict[str, Any]]:
+    """The rows of a prompt, without texts and tokens."""
+    if not paths:
         return []
-    frame = pl.scan_parquet(path).filter(pl.col("prompt_id") == prompt_id)
+    frame = pl.scan_parquet(paths).filter(pl.col("prompt_id") == prompt_id)
     kept = [name for name in frame.collect_schema().names() if name not in TEXTS]
     return frame.select(kept).collect().to_dicts()
 

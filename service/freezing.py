@@ -6,6 +6,7 @@
 """
 
 import asyncio
+import math
 import shutil
 from array import array
 from collections import Counter
@@ -15,6 +16,7 @@ from dataclasses import asdict
 from datetime import datetime
 from functools import cache, partial
 from itertools import chain
+from itertools import count as count_from
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary
@@ -39,6 +41,8 @@ from service.store.runs import Runs
 
 LEFT_OUT_FILE = "left_out.parquet"
 """Every group that gave no row and every row that was left out again, with the reason."""
+SHARD_BYTES = 2**29
+"""Of a Parquet file of a split, more or less; a larger split is several files."""
 
 
 class Freezer:
@@ -208,27 +212,44 @@ def _write_into(folder: Path, curated: Curated, recipe: Recipe, judged: Judged) 
     for split in Split:
         rows = [row for row in curated.rows if split_of_prompt(row.origin.prompt_id) is split]
         if rows:
-            names = f"{split}.parquet", f"{split}.jsonl"
-            written = _write(tables_of(rows, recipe.shape, judged), *(folder / name for name in names))
-            files |= {name: _seal(folder / name, written) for name in names}
+            shards = list(_write_shards(tables_of(rows, recipe, judged), folder))
+            for number, (parquet, jsonl, written) in enumerate(shards):
+                of = f"-{number:05}-of-{len(shards):05}" if len(shards) > 1 else ""
+                for shard in (parquet, jsonl):
+                    named = shard.rename(folder / f"{split}{of}{shard.suffix}")
+                    files[named.name] = _seal(named, written)
     if curated.left_out:
         written = _write(tables_of_left_out(curated.left_out), folder / LEFT_OUT_FILE)
         files[LEFT_OUT_FILE] = _seal(folder / LEFT_OUT_FILE, written)
     return files
 
 
-def _write(tables: Iterator[pa.Table], parquet: Path, jsonl: Path | None = None) -> int:
-    """Each table as a row group, and its rows as lines; returns how many rows there were."""
+def _write_shards(tables: Iterator[pa.Table], folder: Path) -> Iterator[tuple[Path, Path, int]]:
+    """The tables as Parquet and as lines, in files that end where they are large enough; and the rows of each."""
+    for number in count_from(0):
+        first = next(tables, None)
+        if first is None:
+            return
+        parquet, jsonl = (folder / f"shard-{number}.{kind}" for kind in ("parquet", "jsonl"))
+        yield parquet, jsonl, _write(chain([first], tables), parquet, jsonl, SHARD_BYTES)
+
+
+def _write(tables: Iterator[pa.Table], parquet: Path, jsonl: Path | None = None, enough: float = math.inf) -> int:
+    """Each table as a row group, and its rows as lines, until the Parquet file is large enough; returns how many rows
+    there were."""
     rows = 0
     with ExitStack() as closing:
         lines = closing.enter_context(jsonl.open("wb")) if jsonl else None
+        sink = closing.enter_context(parquet.open("wb"))
         first = next(tables)
-        writer = closing.enter_context(pq.ParquetWriter(parquet, first.schema, compression="zstd"))
+        writer = closing.enter_context(pq.ParquetWriter(sink, first.schema, compression="zstd"))
         for table in chain([first], tables):
             writer.write_table(table, row_group_size=len(table))
             if lines:
                 pl.DataFrame(table).write_ndjson(lines)
             rows += len(table)
+            if sink.tell() >= enough:
+                break
     return rows
 
 

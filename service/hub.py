@@ -15,11 +15,10 @@ from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, co
 from pydantic import Field
 
 from curation.choice import Choice
-from curation.curate import Split
 from service.cards import card, croissant
 from service.jobs import Job
 from service.stages import Conflict, Gone, HubFailed, Invalid, stage
-from service.store.datasets import Datasets, DatasetVersion
+from service.store.datasets import Datasets, DatasetVersion, split_of_shard
 
 MANIFEST = "manifest.json"
 REPOSITORY = r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$"
@@ -64,13 +63,13 @@ def _push(hub: HfApi, dataset: DatasetVersion, request: PushRequest, folder: Pat
         _refuse_another(hub, dataset, repo_id, tag)
         return {"url": url, "tag": tag, "commit": tags[tag], "pushed": False}
     files = _files(dataset, folder, url)
-    stale = {f"{split}.parquet" for split in Split} - files.keys()
-    there = set(hub.list_repo_files(repo_id, repo_type="dataset"))
+    there = hub.list_repo_files(repo_id, repo_type="dataset")
+    stale = [name for name in sorted(there) if split_of_shard(name) and name not in files]
     made = hub.create_commit(
         repo_id,
         [
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()),
-            *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale & there)),
+            *(CommitOperationDelete(path_in_repo=name) for name in stale),
         ],
         commit_message=f"{dataset.name}@{dataset.version}",
         repo_type="dataset",
@@ -88,7 +87,7 @@ def _refuse_another(hub: HfApi, dataset: DatasetVersion, repo_id: str, tag: str)
 
 def _files(dataset: DatasetVersion, folder: Path, url: str) -> dict[str, Path | bytes]:
     """What goes into the repository, by name."""
-    splits = [f"{split}.parquet" for split in dataset.splits]
+    splits = [name for split in dataset.splits for name in dataset.shards(split)]
     told = {
         "README.md": card(dataset),
         "croissant.json": _spelled(croissant(dataset, f"{url}/resolve/v{dataset.version}")),

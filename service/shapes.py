@@ -4,6 +4,7 @@
 - Rows are made a part at a time, with the texts of that part only.
 """
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby, pairwise
 from typing import Any, TypeVar
@@ -11,9 +12,11 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from curation.conversations import as_messages
 from curation.curate import LeftOut
 from curation.judged import Row
-from curation.recipe import Shape
+from curation.keys import rollout_id
+from curation.recipe import Recipe, Shape, TextFormat
 from curation.records import GroupKind, kind_of
 from service.store.judged import Judged
 
@@ -35,9 +38,16 @@ LINEAGE = [
     ("verifier", pa.string()),
 ]
 ONE = [("prompt", pa.string()), ("completion", pa.string())]
-ABOUT_ONE = [("reward", pa.float64()), ("tokens", pa.int32()), ("index", pa.int32()), ("pass_rate", pa.float64())]
+ABOUT_ONE = [
+    ("reward", pa.float64()),
+    ("tokens", pa.int32()),
+    ("index", pa.int32()),
+    ("rollout_id", pa.string()),
+    ("pass_rate", pa.float64()),
+]
+MESSAGES_TYPE = pa.list_(pa.struct([("role", pa.string()), ("content", pa.string())]))
 
-COLUMNS: dict[Shape, pa.Schema] = {
+STANDARD: dict[Shape, pa.Schema] = {
     Shape.PAIRS: pa.schema(
         [
             ("prompt", pa.string()),
@@ -50,6 +60,9 @@ COLUMNS: dict[Shape, pa.Schema] = {
             ("rejected_tokens", pa.int32()),
             ("chosen_index", pa.int32()),
             ("rejected_index", pa.int32()),
+            ("chosen_id", pa.string()),
+            ("rejected_id", pa.string()),
+            ("pass_rate", pa.float64()),
             *LINEAGE,
         ]
     ),
@@ -76,10 +89,20 @@ COLUMNS: dict[Shape, pa.Schema] = {
             ("token_ids", pa.list_(pa.list_(pa.int32()))),
             ("logprobs", pa.list_(pa.list_(pa.float32()))),
             ("indices", pa.list_(pa.int32())),
+            ("rollout_ids", pa.list_(pa.string())),
+            ("pass_rate", pa.float64()),
             *LINEAGE,
         ]
     ),
 }
+CONVERSATIONAL = {
+    "prompt": MESSAGES_TYPE,
+    "chosen": MESSAGES_TYPE,
+    "rejected": MESSAGES_TYPE,
+    "completion": MESSAGES_TYPE,
+    "completions": pa.list_(MESSAGES_TYPE),
+}
+"""Types of the columns that are text in the standard format."""
 
 LEFT_OUT = pa.schema(
     [
@@ -101,20 +124,62 @@ def count(rows: Sequence[Row], shape: Shape) -> int:
     return len({row.origin.prompt_id for row in rows}) if shape is Shape.PROMPTS else len(rows)
 
 
-def tables_of(rows: Sequence[Row], shape: Shape, judged: Judged) -> Iterator[pa.Table]:
-    """The rows in their order, as the columns of the shape have them, in parts."""
-    if shape is Shape.PROMPTS:
-        yield from _tables_of_prompts(rows, judged)
-        return
+def columns_of(recipe: Recipe) -> pa.Schema:
+    """Of the rows that it makes."""
+    standard = STANDARD[recipe.shape]
+    if recipe.format is TextFormat.STANDARD:
+        return standard
+    return pa.schema([(field.name, CONVERSATIONAL.get(field.name, field.type)) for field in standard])
+
+
+def tables_of(rows: Sequence[Row], recipe: Recipe, judged: Judged) -> Iterator[pa.Table]:
+    """The rows in their order, as the recipe's columns have them, in parts."""
+    schema = columns_of(recipe)
+    is_conversational = recipe.format is TextFormat.CONVERSATIONAL
+    asked_for = ["text", "metadata"] if is_conversational else ["text"]
+    if recipe.shape is Shape.PROMPTS:
+        tables = _tables_of_prompts(rows, judged, [*asked_for, "reference", "verifier"])
+    else:
+        tables = _tables(rows, recipe.shape, judged, asked_for)
+    for known, columns in tables:
+        texts: Columns = {"prompt": known["text"]}
+        if is_conversational:
+            asked = zip(known["text"].to_pylist(), known["metadata"].to_pylist(), strict=True)
+            texts = {"prompt": [as_messages(text, json.loads(metadata)) for text, metadata in asked]}
+            columns = {name: _answered(name, values) for name, values in columns.items()}
+        yield _table(columns | texts, schema)
+
+
+def _answered(name: str, values: Any) -> Any:
+    """Columns of texts as messages of an assistant; others as they are."""
+    match CONVERSATIONAL.get(name):
+        case None:
+            return values
+        case wanted if wanted == MESSAGES_TYPE:
+            return _as_messages(values.combine_chunks())
+        case _:
+            return pa.ListArray.from_arrays(values.offsets, _as_messages(values.values))
+
+
+def _as_messages(texts: pa.Array) -> pa.Array:
+    """A list of one message for each text."""
+    message = pa.StructArray.from_arrays([pa.repeat(pa.scalar("assistant"), len(texts)), texts], ["role", "content"])
+    return pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), message)
+
+
+def _tables(
+    rows: Sequence[Row], shape: Shape, judged: Judged, asked_for: Sequence[str]
+) -> Iterator[tuple[pa.Table, Columns]]:
+    """Of each part what is known of the prompt of each row, and the other columns."""
     with_tokens = shape is Shape.GROUPS
     parts = _parts(rows, [_bytes_of(row, with_tokens=with_tokens) for row in rows])
     asked = [list(dict.fromkeys(row.origin.prompt_id for row in part)) for part in parts]
-    prompts = judged.prompts(asked, with_references=False)
+    prompts = judged.prompts(asked, asked_for)
     texts = judged.texts(parts, with_tokens=with_tokens)
     for part, prompt_ids, known, said in zip(parts, asked, prompts, texts, strict=True):
         place = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
         of_row = pa.array([place[row.origin.prompt_id] for row in part])
-        yield _table({"prompt": known["text"].take(of_row)} | _own(part, shape, said) | _lineage(part), COLUMNS[shape])
+        yield known.take(of_row), _own(part, shape, said) | _lineage(part)
 
 
 def _bytes_of(row: Row, *, with_tokens: bool) -> int:
@@ -144,14 +209,15 @@ def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
         yield _table(columns, LEFT_OUT)
 
 
-def _tables_of_prompts(rows: Sequence[Row], judged: Judged) -> Iterator[pa.Table]:
+def _tables_of_prompts(
+    rows: Sequence[Row], judged: Judged, asked_for: Sequence[str]
+) -> Iterator[tuple[pa.Table, Columns]]:
     by_prompt = [list(of_prompt) for _, of_prompt in groupby(rows, key=lambda row: row.origin.prompt_id)]
     parts = _parts(by_prompt, [groups[0].group.prompt_bytes for groups in by_prompt])
     asked = [[groups[0].origin.prompt_id for groups in part] for part in parts]
-    prompts = judged.prompts(asked, with_references=True)
+    prompts = judged.prompts(asked, asked_for)
     for part, known in zip(parts, prompts, strict=True):
         columns: Columns = {
-            "prompt": known["text"],
             "reference": known["reference"],
             "verifier": known["verifier"],
             "pass_rate": [_mean([reward for group in groups for reward in group.rewards]) for groups in part],
@@ -160,7 +226,7 @@ def _tables_of_prompts(rows: Sequence[Row], judged: Judged) -> Iterator[pa.Table
             "rollouts": [sum(len(group.indices) for group in groups) for groups in part],
             "prompt_id": [groups[0].origin.prompt_id for groups in part],
         }
-        yield _table(columns, COLUMNS[Shape.PROMPTS])
+        yield known, columns
 
 
 def _own(rows: Sequence[Row], shape: Shape, said: pa.Table) -> Columns:
@@ -186,6 +252,7 @@ def _pairs(rows: Sequence[Row], texts: pa.ChunkedArray) -> Columns:
             f"{side}_reward": [row.rewards[place] for row in rows],
             f"{side}_tokens": [row.tokens[place] or None for row in rows],
             f"{side}_index": [row.indices[place] for row in rows],
+            f"{side}_id": [rollout_id(row.origin.group_id, row.indices[place]) for row in rows],
         }
     return columns
 
@@ -196,7 +263,7 @@ def _singles(rows: Sequence[Row], texts: pa.ChunkedArray) -> Columns:
         "reward": [row.rewards[0] for row in rows],
         "tokens": [row.tokens[0] or None for row in rows],
         "index": [row.indices[0] for row in rows],
-        "pass_rate": [row.pass_rate for row in rows],
+        "rollout_id": [rollout_id(row.origin.group_id, row.indices[0]) for row in rows],
     }
 
 
@@ -210,11 +277,13 @@ def _groups(rows: Sequence[Row], said: pa.Table) -> Columns:
         "token_ids": of_group["token_ids"],
         "logprobs": of_group["logprobs"],
         "indices": [row.indices for row in rows],
+        "rollout_ids": [[rollout_id(row.origin.group_id, index) for index in row.indices] for row in rows],
     }
 
 
 def _lineage(rows: Sequence[Row]) -> Columns:
-    return {name: [getattr(row.origin, name) for row in rows] for name, _ in LINEAGE}
+    of_group: Columns = {name: [getattr(row.origin, name) for row in rows] for name, _ in LINEAGE}
+    return of_group | {"pass_rate": [row.pass_rate for row in rows]}
 
 
 def _table(columns: Columns, schema: pa.Schema) -> pa.Table:

@@ -15,9 +15,9 @@ MOST_LABELS = 30
 """A text column with so few different values counts as labels."""
 
 
-def statistics(path: Path) -> dict[str, Any]:
-    """Of a Parquet file with at least one row."""
-    frame = pl.scan_parquet(path)
+def statistics(paths: list[Path]) -> dict[str, Any]:
+    """Of Parquet files with at least one row."""
+    frame = pl.scan_parquet(paths)
     rows = frame.select(pl.len()).collect(engine="streaming").item()
     columns = [_column(frame, name, dtype, rows) for name, dtype in frame.collect_schema().items()]
     return {"num_examples": rows, "statistics": columns, "partial": False}

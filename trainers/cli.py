@@ -38,7 +38,9 @@ def sft(
 
 @train.command()
 def dpo(
-    dataset: Annotated[str, typer.Option(help="URL or path of the pairs, as Parquet or JSONL.")],
+    dataset: Annotated[
+        list[str], typer.Option(help="URL or path of the pairs, as Parquet or JSONL; again for each file of a split.")
+    ],
     policy: Annotated[str, typer.Option(help="Checkpoint folder to start from.")],
     out: Annotated[Path, typer.Option(help="Folder for the new checkpoint.")],
     learning_rate: float = 1e-6,
@@ -53,12 +55,12 @@ def dpo(
     as_json: AsJson = False,
 ) -> None:
     """Trains by DPO on a frozen dataset."""
-    from trainers.dpo import DpoRun, TooLong, train
+    from trainers.dpo import DpoRun, Unfit, train
 
-    run = DpoRun(dataset, policy, out, learning_rate, beta, epochs, batch, max_length, seed)
+    run = DpoRun(tuple(dataset), policy, out, learning_rate, beta, epochs, batch, max_length, seed)
     try:
         result = train(run)
-    except TooLong as refusal:
+    except Unfit as refusal:
         sys.exit(f"refinery train dpo: {refusal}")
     if publish:
         with service_at(service) as refinery:

@@ -5,6 +5,7 @@ the first step, with the numbers.
 """
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -13,19 +14,20 @@ import torch
 from datasets import Dataset, load_dataset
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
 from trl import DPOConfig, DPOTrainer
+from trl.data_utils import apply_chat_template, is_conversational
 
 SMALL = 20_000_000
 """Parameters up to which one thread is fastest."""
 
 
-class TooLong(Exception):
-    """Pairs that would be truncated."""
+class Unfit(Exception):
+    """Pairs that this policy cannot learn from as they are."""
 
 
 @dataclass(frozen=True, slots=True)
 class DpoRun:
-    dataset: str
-    """URL or path of a Parquet or JSONL file with prompt, chosen and rejected."""
+    dataset: tuple[str, ...]
+    """URLs or paths of Parquet or JSONL files with prompt, chosen and rejected, as texts or as chat messages."""
     policy: str
     """Checkpoint folder to start from; also the reference model."""
     out: Path
@@ -74,22 +76,27 @@ def train(run: DpoRun) -> dict[str, Any]:
     return {"pairs": len(pairs), "steps": trainer.state.global_step}
 
 
-def read_pairs(source: str) -> Dataset:
-    kind = "json" if source.endswith((".jsonl", ".json")) else "parquet"
-    return load_dataset(kind, data_files=source, split="train")
+def read_pairs(files: Sequence[str]) -> Dataset:
+    kind = "json" if files[0].endswith((".jsonl", ".json")) else "parquet"
+    return load_dataset(kind, data_files=list(files), split="train")
 
 
 def check_lengths(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raises TooLong if prompt, completion and EOS of any pair exceed `max_length` tokens."""
+    """Raises Unfit if prompt, completion and EOS of any pair exceed `max_length` tokens, or are chat messages that the
+    policy has no template for."""
+    is_chat = is_conversational(pairs[0])
+    if is_chat and tokenizer.chat_template is None:
+        raise Unfit("the pairs are chat messages, and the policy has no chat template: freeze them in standard format")
 
-    def longer_side(row: dict[str, str]) -> int:
+    def longer_side(row: dict[str, Any]) -> int:
+        row = apply_chat_template(row, tokenizer) if is_chat else row
         sides = (row["prompt"] + row[side] for side in ("chosen", "rejected"))
         return 1 + max(len(tokenizer(text).input_ids) for text in sides)
 
     lengths = sorted(longer_side(row) for row in pairs.select_columns(["prompt", "chosen", "rejected"]))
     over = sum(length > max_length for length in lengths)
     if over:
-        raise TooLong(
+        raise Unfit(
             f"{over} of {len(lengths)} pairs are longer than max_length {max_length}: median "
             f"{lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens. Answers would lose their end, where the "
             f"result stands: pass --max-length {lengths[-1]}, or leave long completions out by a recipe"

@@ -2,7 +2,7 @@
 
 import asyncio
 import io
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 from urllib.parse import quote, urlencode
@@ -66,8 +66,7 @@ async def get_rows(
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, "rows", split=split, offset=offset, length=length)
-    path = path_of(dataset, f"{split}.parquet", parts)
-    return await asyncio.to_thread(_rows, path, offset, length)
+    return await asyncio.to_thread(_rows, shards_of(dataset, split, parts), offset, length)
 
 
 @router.get("/{name}@{version}/explain", response_model=dict[str, Any])
@@ -95,11 +94,11 @@ async def get_arrow(name: str, version: str, split: str, request: Request, parts
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, f"{split}.arrow")
-    path = path_of(dataset, f"{split}.parquet", parts)
-    headers = _caching(dataset, path.name, weak=True)
+    paths = shards_of(dataset, split, parts)
+    headers = _caching(dataset, *(path.name for path in paths), weak=True)
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return StreamingResponse(_arrow(path), media_type="application/vnd.apache.arrow.stream", headers=headers)
+    return StreamingResponse(_arrow(paths), media_type="application/vnd.apache.arrow.stream", headers=headers)
 
 
 @router.post("/{name}@{version}/push", status_code=202)
@@ -118,7 +117,8 @@ async def push_dataset(
 @router.head("/{name}@{version}/{file}", include_in_schema=False)
 @router.get("/{name}@{version}/{file}", response_class=FileResponse)
 async def get_file(name: str, version: str, file: str, request: Request, parts: PartsDep) -> Response:
-    """``{split}.parquet`` or ``{split}.jsonl``: honours Range and If-None-Match; the bytes never change."""
+    """``{split}.parquet`` or ``{split}.jsonl``, and of a large split its parts, as the manifest names them: honours
+    Range and If-None-Match; the bytes never change."""
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, file)
@@ -151,19 +151,20 @@ async def find(name: str, version: str, parts: Parts, *, deleted: bool = False) 
     return dataset
 
 
-def _caching(dataset: DatasetVersion, file: str, *, weak: bool = False) -> dict[str, str]:
+def _caching(dataset: DatasetVersion, *files: str, weak: bool = False) -> dict[str, str]:
     """Weak where other software would make other bytes that mean the same."""
-    etag = f'"{dataset.manifest["files"][file]["sha256"]}"'
+    etag = f'"{"-".join(dataset.manifest["files"][file]["sha256"] for file in files)}"'
     return {"etag": f"W/{etag}" if weak else etag, "cache-control": IMMUTABLE}
 
 
-def _arrow(path: Path) -> Iterator[bytes]:
-    file = pq.ParquetFile(path)
+def _arrow(paths: Sequence[Path]) -> Iterator[bytes]:
     sink = io.BytesIO()
-    with pa.ipc.new_stream(sink, file.schema_arrow) as writer:
-        for number in range(file.num_row_groups):  # never more than one of them in memory
-            writer.write_table(file.read_row_group(number))
-            yield _drained(sink)
+    with pa.ipc.new_stream(sink, pq.read_schema(paths[0])) as writer:
+        for path in paths:
+            with pq.ParquetFile(path) as file:
+                for number in range(file.num_row_groups):  # never more than one of them in memory
+                    writer.write_table(file.read_row_group(number))
+                    yield _drained(sink)
     yield _drained(sink)
 
 
@@ -190,8 +191,14 @@ def path_of(dataset: DatasetVersion, file: str, parts: Parts) -> Path:
     return parts.dataset_root / dataset.dataset_id / file
 
 
-def _rows(path: Path, offset: int, length: int) -> RowsOut:
-    frame = pl.scan_parquet(path)
+def shards_of(dataset: DatasetVersion, split: str, parts: Parts) -> list[Path]:
+    """The Parquet files of a split. Raises NotFound for one that it does not have."""
+    names = dataset.shards(split) or [f"{split}.parquet"]
+    return [path_of(dataset, name, parts) for name in names]
+
+
+def _rows(paths: list[Path], offset: int, length: int) -> RowsOut:
+    frame = pl.scan_parquet(paths)
     total = frame.select(pl.len()).collect().item()
     page = frame.slice(offset, length).collect()
     features = [

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse
 
-from service.api.datasets import LATEST, find, path_of, pinned
+from service.api.datasets import LATEST, find, pinned, shards_of
 from service.api.routes import PartsDep
 from service.cards import card, croissant
 from service.diffing import diff
@@ -26,7 +26,7 @@ async def get_statistics(name: str, version: str, parts: PartsDep, split: str = 
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, "statistics", split=split)
-    return await asyncio.to_thread(statistics, path_of(dataset, f"{split}.parquet", parts))
+    return await asyncio.to_thread(statistics, shards_of(dataset, split, parts))
 
 
 @router.head("/{name}@{version}/card", include_in_schema=False)
@@ -66,4 +66,4 @@ async def get_diff(
 
 
 def _splits(dataset: DatasetVersion, parts: Parts) -> list[Path]:
-    return [path_of(dataset, f"{split}.parquet", parts) for split in dataset.splits]
+    return [path for split in dataset.splits for path in shards_of(dataset, split, parts)]

@@ -103,7 +103,7 @@ async def dataset_informativeness(
     """Of the groups that gave rows, as they are judged now: all together, then by run, then by policy version."""
     dataset = await find(name, version, parts)
     folder = parts.dataset_root / dataset.dataset_id
-    files = [folder / f"{split}.parquet" for split in dataset.splits]
+    files = [folder / name for split in dataset.splits for name in dataset.shards(split)]
     group_ids = await asyncio.to_thread(_group_ids, files)
     return [InformativenessOut.of(row, price) for row in await parts.store.reports.of_groups(group_ids)]
 

@@ -23,6 +23,7 @@ from typing import Any
 from service.bubblewrap import NOBODY, nameless, path_of, seccomp_program
 from service.sql.views import DATASETS, SEGMENTS, definitions
 from service.stages import Invalid, Refused, StageError
+from service.store.datasets import Datasets
 from service.store.duck import Duck
 from service.store.layout import tables_of
 from service.store.sealing import Sealer
@@ -88,6 +89,7 @@ class Console:
     def __init__(self, duck: Duck, sealer: Sealer, dataset_root: Path, limits: Limits) -> None:
         self._duck = duck
         self._sealer = sealer
+        self._datasets = Datasets(duck)
         self._limits = limits
         self._dataset_root = dataset_root
         self._idle: list[_Child] = []
@@ -106,7 +108,7 @@ class Console:
         async with self._child() as child:
             await asyncio.to_thread(self._sealer.seal, younger_than=FRESH_SECONDS)
             with self._duck.pinned() as layout:
-                datasets = await self._duck.read("select * from dataset_versions order by name, version")
+                datasets = await self._datasets.versions()
                 views = definitions(layout, datasets, self._dataset_root, question.runs)
                 with child.until(question.seconds):
                     try:

@@ -3,12 +3,15 @@
 A restricted caller sees only its runs: the tables that the views stand on hold nothing else for it.
 """
 
-import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
+import pyarrow as pa
+
+from curation.recipe import Shape, TextFormat
+from service.shapes import STANDARD
+from service.store.datasets import DatasetVersion
 from service.store.layout import VIEWS, Layout, quoted, rows_of
 from service.store.segments import Segment, segment_folder
 
@@ -61,21 +64,25 @@ from rollouts r left join (select group_id, arg_max(verdicts, seq) as verdicts f
     using (group_id)"""
 """With the verdict that counts now. Where nothing was rescored there is no need to look for one in every row."""
 
-NO_PAIRS = """create view pairs as
-select null::varchar as dataset, null::integer as version, null::varchar as split, null::varchar as prompt,
-       null::varchar as chosen, null::varchar as rejected, null::double as margin, null::double as chosen_reward,
-       null::double as rejected_reward, null::integer as chosen_tokens, null::integer as rejected_tokens,
-       null::integer as chosen_index, null::integer as rejected_index, null::varchar as prompt_id,
-       null::varchar as group_id, null::varchar as run, null::integer as visit, null::integer as policy_version,
-       null::double as temperature, null::varchar as verifier
-where false"""
+SQL_TYPES = {pa.string(): "varchar", pa.int32(): "integer", pa.float64(): "double"}
+OF_PAIRS = [("dataset", "varchar"), ("version", "integer"), ("split", "varchar")] + [
+    (field.name, SQL_TYPES[field.type]) for field in STANDARD[Shape.PAIRS]
+]
+NO_PAIRS = f"select {', '.join(f'null::{kind} as {name}' for name, kind in OF_PAIRS)} where false"
+"""What the columns are, also of files that lack some of them."""
+AS_TEXT = {
+    TextFormat.STANDARD: "",
+    TextFormat.CONVERSATIONAL: "replace (prompt[-1].content as prompt, chosen[1].content as chosen, "
+    "rejected[1].content as rejected)",
+}
+"""Of the columns of a file."""
 
 
 def definitions(
-    layout: Layout, datasets: Sequence[dict[str, Any]], dataset_root: Path, runs: Sequence[str] | None
+    layout: Layout, datasets: Sequence[DatasetVersion], dataset_root: Path, runs: Sequence[str] | None
 ) -> dict[str, dict[str, tuple[str, list[str]]]]:
-    """SQL that makes each view, and the views of the schema `store` that it stands on, by schema and name. `datasets`
-    are rows of `dataset_versions`, `runs` those that may be seen. Datasets whose files are gone are left away."""
+    """SQL that makes each view, and the views of the schema `store` that it stands on, by schema and name. `runs`
+    are those that may be seen. Datasets whose files are gone are left away."""
     allowed = None if runs is None else ", ".join(map(quoted, runs)) or "null"
     rescored = any("rescores" in segment.files for segment in layout.manifest.segments)
     internal = [*(_table(table, layout, allowed) for table in SCOPE), *INTERNAL]
@@ -103,27 +110,30 @@ def _path(segment: Segment, table: str) -> Path:
     return SEGMENTS / segment_folder(segment) / f"{table}.parquet"
 
 
-def _pairs(datasets: Sequence[dict[str, Any]], root: Path, runs: Sequence[str] | None) -> str:
-    """Every pair of every dataset of pairs that is still there."""
-    places: dict[str, list[tuple[str, int, str]]] = {}
+def _pairs(datasets: Sequence[DatasetVersion], root: Path, runs: Sequence[str] | None) -> str:
+    """Every pair of every dataset of pairs that is still there, as texts."""
+    places: dict[TextFormat, dict[str, list[tuple[str, int, str]]]] = {format: {} for format in TextFormat}
     for dataset in datasets:
-        recipe, files = json.loads(dataset["recipe"]), json.loads(dataset["manifest"])["files"]
-        is_seen = runs is None or set(recipe["runs"]) <= set(runs)
-        if recipe.get("shape", "pairs") != "pairs" or dataset["deleted_at"] is not None or not is_seen:
+        is_seen = runs is None or set(dataset.recipe.runs) <= set(runs)
+        if dataset.recipe.shape is not Shape.PAIRS or dataset.deleted_at is not None or not is_seen:
             continue
-        for split in ("train", "test"):
-            if f"{split}.parquet" in files and (root / dataset["dataset_id"] / f"{split}.parquet").exists():
-                path = str(DATASETS / dataset["dataset_id"] / f"{split}.parquet")
-                places.setdefault(path, []).append((dataset["name"], dataset["version"], split))
-    if not places:
-        return NO_PAIRS
+        for split in dataset.splits:
+            for name in dataset.shards(split):
+                if (root / dataset.dataset_id / name).exists():
+                    path = str(DATASETS / dataset.dataset_id / name)
+                    versions = places[dataset.recipe.format].setdefault(path, [])
+                    versions.append((dataset.name, dataset.version, split))
+    parts = [_pairs_of(files, AS_TEXT[format]) for format, files in places.items() if files]
+    return "create view pairs as\n" + "\nunion all by name\n".join([NO_PAIRS, *parts])
+
+
+def _pairs_of(places: Mapping[str, Sequence[tuple[str, int, str]]], columns: str) -> str:
     files = ", ".join(quoted(path) for path in places)
     rows = ", ".join(
         f"({quoted(path)}, {quoted(name)}, {version}, {quoted(split)})"
         for path, versions in places.items()
         for name, version, split in versions
     )
-    return f"""create view pairs as
-select d.dataset, d.version, d.split, p.* exclude (filename)
-from read_parquet([{files}], union_by_name = true, filename = true) p
+    return f"""select d.dataset, d.version, d.split, p.* exclude (filename) {columns}
+from read_parquet([{files}], union_by_name = true, filename = true, hive_partitioning = false) p
 join (values {rows}) d(filename, dataset, version, split) using (filename)"""

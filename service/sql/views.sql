@@ -24,7 +24,7 @@ select seq, group_id, run, prompt_id, visit, job, policy, policy_version, temper
        verifying_seconds, has_text, verdicts is not null as rescored, stored_at
 from store.judged_groups;
 create view rollouts as
-select seq, group_id, idx, run, prompt_id, policy, policy_version, outcome, reward, verifier, detail, elapsed,
+select seq, group_id, idx, group_id || '.' || idx as rollout_id, run, prompt_id, policy, policy_version, outcome, reward, verifier, detail, elapsed,
        recorded_reward, tokens, characters, bytes, text_hash, logprob, finish_reason, finish_reason = 'length' as truncated,
        weight_versions, text, token_ids, logprobs
 from store.rollouts_now;

@@ -1,6 +1,7 @@
 """Frozen dataset versions: what they were made from and where their bytes are."""
 
 import json
+import re
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -11,6 +12,14 @@ from curation.recipe import Recipe, Shape
 from service.stages import NotFound
 from service.store.duck import Duck
 from service.store.transaction import Row, Transaction
+
+SHARD = re.compile(rf"({'|'.join(Split)})(-\d{{5}}-of-\d{{5}})?\.parquet")
+
+
+def split_of_shard(name: str) -> str | None:
+    """The split that a file of this name holds rows of; None if it holds none."""
+    found = SHARD.fullmatch(name)
+    return found[1] if found else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +39,11 @@ class DatasetVersion:
     @property
     def splits(self) -> list[Split]:
         """Those that hold rows."""
-        return [split for split in Split if f"{split}.parquet" in self.manifest["files"]]
+        return [split for split in Split if self.shards(split)]
+
+    def shards(self, split: str) -> list[str]:
+        """Names of its Parquet files, in the order of its rows; none for what is no split of it."""
+        return sorted(name for name in self.manifest["files"] if split_of_shard(name) == split)
 
 
 class Datasets:

@@ -79,12 +79,12 @@ class Judged:
         pairs = (zip(*(column.to_pylist() for column in batch.columns), strict=True) for batch in batches)
         return frozenset(prompt_id for prompt_id, text in chain.from_iterable(pairs) if is_in(text))
 
-    def prompts(self, parts: Sequence[Sequence[str]], *, with_references: bool) -> Iterator[pa.Table]:
-        """A table for each part: the text of each of these prompts, in this order; with reference and verifier on
-        demand."""
+    def prompts(self, parts: Sequence[Sequence[str]], columns: Sequence[str]) -> Iterator[pa.Table]:
+        """A table for each part: of each of these prompts, in this order, the text, reference, verifier or metadata (in
+        JSON)."""
         ids = pa.array([prompt_id for part in parts for prompt_id in part], pa.string())
         wanted = pa.table({"place": np.arange(len(ids)), "prompt_id": ids})
-        return self._fetched(REFERENCES if with_references else PROMPTS, wanted, [len(part) for part in parts])
+        return self._fetched(PROMPTS.format(columns=", ".join(columns)), wanted, [len(part) for part in parts])
 
     def texts(self, parts: Sequence[Sequence[Row]], *, with_tokens: bool) -> Iterator[pa.Table]:
         """A table for each part: the text of each rollout of each of its rows, all of groups that have it, in their
@@ -138,8 +138,7 @@ select prompt_id, text from prompts
 semi join (select prompt_id from groups where seq <= $watermark and list_contains($runs, run)) using (prompt_id)
 """
 
-PROMPTS = "select w.place, p.text from wanted w join prompts p using (prompt_id)"
-REFERENCES = "select w.place, p.text, p.reference, p.verifier from wanted w join prompts p using (prompt_id)"
+PROMPTS = "select place, {columns} from wanted join prompts using (prompt_id)"
 TEXTS = "select w.place, r.text from wanted w join rollouts r using (group_id, idx)"
 TOKENS = "select w.place, r.text, r.token_ids, r.logprobs from wanted w join rollouts r using (group_id, idx)"
 

@@ -25,6 +25,7 @@ ANOTHER: dict[str, list[Any]] = {
     "shape": ["labelled", "right", "prompts", "groups"],
     "decontaminate": [{"prompt_sets": ["test"]}, {"prompt_sets": ["test"], "words": 8}],
     "advantages_over": ["all"],
+    "format": ["conversational"],
     "max_tokens": [100, 200],
     "max_length_ratio": [1.5, 2.0],
     "unique": [True],

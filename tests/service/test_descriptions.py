@@ -84,7 +84,7 @@ def test_the_card_says_what_is_in_it_and_how_it_was_made(shape: str, sampled: Te
     _, head, body = described(sampled, "card").text.split("---\n", 2)
 
     [config] = yaml.safe_load(head)["configs"]
-    assert {file["path"] for file in config["data_files"]} == {"train.parquet", "test.parquet"}
+    assert [file["path"] for file in config["data_files"]] == [["train.parquet"], ["test.parquet"]]
     recipe = body.split("```json\n")[1].split("```")[0]
     assert json.loads(recipe) == manifest["recipe"]
     assert f"| rows | {manifest['rows']} |" in body

@@ -1,12 +1,18 @@
 """Datasets of every shape, as their readers find them."""
 
 import io
+import json
+import re
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
 import pytest
 from fastapi.testclient import TestClient
+from trl.data_utils import is_conversational
 
+from curation.recipe import Shape, TextFormat
+from service import freezing, shapes
 from tests.service.steps import freeze, prepare, sample
 
 
@@ -192,3 +198,107 @@ def test_nothing_is_told_of_what_is_not_there(asked: dict[str, str], sampled: Te
     freeze(sampled)
 
     assert sampled.get("/v1/datasets/d@1/explain", params=asked).status_code == 404
+
+
+def said(role: str, content: str) -> list[dict[str, str]]:
+    return [{"role": role, "content": content}]
+
+
+@pytest.mark.parametrize("shape", list(Shape))
+def test_a_conversational_row_says_what_the_standard_one_says(shape: Shape, sampled: TestClient) -> None:
+    standard = rows(sampled, shape=shape, seed=1)
+    conversational = rows(sampled, shape=shape, format="conversational")
+
+    assert len(standard) == len(conversational)
+    for texts, messages in zip(standard, conversational, strict=True):
+        assert messages["prompt"] == said("user", texts["prompt"])
+        for side in {"chosen", "rejected", "completion"} & texts.keys():
+            assert messages[side] == said("assistant", texts[side])
+        for side in {"completions"} & texts.keys():
+            assert messages[side] == [said("assistant", text) for text in texts[side]]
+        others = texts.keys() - {"prompt", "chosen", "rejected", "completion", "completions"}
+        assert {name: messages[name] for name in others} == {name: texts[name] for name in others}
+        assert shape in {Shape.PROMPTS, Shape.GROUPS} or is_conversational(messages)
+
+
+@pytest.mark.parametrize("shape", list(Shape))
+def test_a_conversational_dataset_is_described_and_read_like_any_other(shape: Shape, sampled: TestClient) -> None:
+    frozen = freeze(sampled, shape=shape, format="conversational", test_share=0.3)
+
+    page = sampled.get("/v1/datasets/d@1/rows?length=2").json()
+    lines = sampled.get(frozen["urls"]["train.jsonl"]).text.splitlines()
+    arrow = pa.ipc.open_stream(sampled.get("/v1/datasets/d@1/train.arrow").content).read_all().to_pylist()
+    told = {one["column_name"]: one for one in sampled.get("/v1/datasets/d@1/statistics").json()["statistics"]}
+    [records, _] = sampled.get("/v1/datasets/d@1/croissant").json()["recordSet"]
+
+    assert [row["row"] for row in page["rows"]] == arrow[:2] == list(map(json.loads, lines[:2]))
+    assert told["prompt"]["column_type"] == "list"
+    fields = {field["name"]: field for field in records["field"]}
+    assert [part["name"] for part in fields["prompt"]["subField"]] == ["role", "content"]
+
+
+def test_a_prompt_that_came_as_messages_leaves_as_the_same_messages(client: TestClient) -> None:
+    asked = [*said("system", "Be brief."), *said("user", "1 + 1?")]
+    results = [
+        {"prompt": asked, "completion": said("assistant", text), "answer": "2", "reward": reward}
+        for text, reward in (("2", 1.0), ("3", 0.0))
+    ]
+    assert client.post("/v1/rollouts/import?run=r&format=prime-rl", json=results).status_code == 201
+
+    [row] = rows(client, format="conversational")
+    [text] = rows(client, seed=2)
+
+    assert (row["prompt"], row["chosen"], row["rejected"]) == (asked, said("assistant", "2"), said("assistant", "3"))
+    assert (text["prompt"], text["chosen"]) == ("system: Be brief.\n\nuser: 1 + 1?", "2")
+
+
+@pytest.mark.parametrize("format", list(TextFormat))
+def test_a_split_of_several_files_is_read_like_one_of_a_single_file(
+    format: TextFormat, sampled: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = {"format": format, "pairs": {"kind": "all_right_with_wrong"}, "test_share": 0.3}
+    whole = freeze(sampled, "whole", **recipe)
+    monkeypatch.setattr(shapes, "ROWS_PER_PART", 7)
+    monkeypatch.setattr(freezing, "SHARD_BYTES", 1)
+    parts = freeze(sampled, "parts", **recipe, max_pairs=10**6)
+
+    names = sorted(name for name in parts["urls"] if name.startswith("train-"))
+    count = len(names) // 2
+    assert count > 2
+    assert names == sorted(f"train-{i:05}-of-{count:05}.{k}" for i in range(count) for k in ("parquet", "jsonl"))
+
+    def train(frozen: dict[str, Any], kind: str) -> list[bytes]:
+        return [
+            sampled.get(url).content for name, url in sorted(frozen["urls"].items()) if re.match(f"train.*{kind}", name)
+        ]
+
+    def same(path: str, **query: Any) -> Any:
+        one, other = (sampled.get(f"/v1/datasets/{name}@1/{path}", params=query) for name in ("whole", "parts"))
+        assert one.status_code == other.status_code == 200
+        return one, other
+
+    [single], shards = train(whole, "jsonl"), train(parts, "jsonl")
+    assert sorted(b"".join(shards).splitlines()) == sorted(single.splitlines())
+    read = [pl.read_parquet(io.BytesIO(shard)) for shard in train(parts, "parquet")]
+    assert pl.concat(read).rows() == pa_rows(sampled.get("/v1/datasets/parts@1/train.arrow").content)
+    one, other = same("rows", split="train", length=100)
+    assert one.json()["num_rows_total"] == other.json()["num_rows_total"] == sum(map(len, read))
+    one, other = same("statistics", split="train")
+    assert one.json()["num_examples"] == other.json()["num_examples"]
+    one, other = same("informativeness")
+    assert one.json() == other.json()
+    assert sampled.get("/v1/datasets/parts@1/diff?other=whole@1").json()["rows"]["only_one"] == 0
+    prompt_id = read[0]["prompt_id"][0]
+    one, other = same("explain", prompt_id=prompt_id)
+    assert [len(visit["rows"]) for visit in one.json()["visits"] if visit["group_id"]] == [
+        len(visit["rows"]) for visit in other.json()["visits"] if visit["group_id"]
+    ]
+    assert sampled.get("/v1/datasets/parts@1/train.parquet").status_code == 404
+    assert sampled.get("/v1/datasets/parts@1/croissant").json()["recordSet"][0]["field"]
+    question = "select dataset, count(*), count(distinct chosen), min(prompt) from pairs group by 1 order by 1"
+    [(_, *first), (_, *second)] = sampled.post("/v1/sql", json={"sql": question}).json()["rows"]
+    assert first == second
+
+
+def pa_rows(stream: bytes) -> list[tuple[Any, ...]]:
+    return pl.DataFrame(pa.ipc.open_stream(stream).read_all()).rows()

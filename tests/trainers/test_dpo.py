@@ -1,6 +1,7 @@
 """DPO on frozen pairs: plain TRL, and nothing cut in silence."""
 
 import json
+import shutil
 from math import log
 from pathlib import Path
 
@@ -8,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainers.dpo import DpoRun, TooLong, train
+from trainers.dpo import DpoRun, Unfit, train
 from trainers.tasks import LEVELS, distinct, worked_sum
 
 POLICY = Path(__file__).parents[2] / "service/embedded_policy"
@@ -35,7 +36,7 @@ def pairs(tmp_path: Path) -> Path:
 
 @pytest.mark.filterwarnings("ignore")  # TRL and transformers warn about each other
 def test_training_prefers_the_chosen_side_and_writes_a_loadable_checkpoint(pairs: Path, tmp_path: Path) -> None:
-    run = DpoRun(str(pairs), str(POLICY), tmp_path / "out", learning_rate=2e-4, batch=8, epochs=4, max_length=256)
+    run = DpoRun((str(pairs),), str(POLICY), tmp_path / "out", learning_rate=2e-4, batch=8, epochs=4, max_length=256)
 
     result = train(run)
 
@@ -48,7 +49,29 @@ def test_training_prefers_the_chosen_side_and_writes_a_loadable_checkpoint(pairs
 
 @pytest.mark.filterwarnings("ignore")
 def test_pairs_longer_than_max_length_are_refused_with_the_numbers(pairs: Path, tmp_path: Path) -> None:
-    with pytest.raises(TooLong, match=r"\d+ of 32 pairs are longer than max_length 20: median \d+, longest \d+"):
-        train(DpoRun(str(pairs), str(POLICY), tmp_path / "out", max_length=20))
+    with pytest.raises(Unfit, match=r"\d+ of 32 pairs are longer than max_length 20: median \d+, longest \d+"):
+        train(DpoRun((str(pairs),), str(POLICY), tmp_path / "out", max_length=20))
 
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_pairs_of_chat_messages_need_a_chat_template_and_may_be_in_several_files(pairs: Path, tmp_path: Path) -> None:
+    rows = pq.read_table(pairs).to_pylist()
+    for row in rows:
+        for column, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
+            row[column] = [{"role": role, "content": row[column]}]
+    files = tuple(str(tmp_path / f"train-0000{i}-of-00002.parquet") for i in range(2))
+    for i, file in enumerate(files):
+        pq.write_table(pa.Table.from_pylist(rows[16 * i : 16 * (i + 1)]), file)
+    chatty = tmp_path / "chatty"
+    shutil.copytree(POLICY, chatty)
+    (chatty / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
+
+    with pytest.raises(Unfit, match="has no chat template"):
+        train(DpoRun(files, str(POLICY), tmp_path / "out"))
+    with pytest.raises(Unfit, match="of 32 pairs are longer"):
+        train(DpoRun(files, str(chatty), tmp_path / "out", max_length=20))
+    result = train(DpoRun(files, str(chatty), tmp_path / "out", batch=16, max_length=256))
+
+    assert result == {"pairs": 32, "steps": 2}
