@@ -302,6 +302,7 @@ def test_a_store_of_the_first_schema_is_upgraded(path: Path) -> None:
     Duck(path).close()
 
 
+ROOT = str(Path(__file__).parents[2])
 KILLED = """
 import sys, threading
 from pathlib import Path
@@ -327,10 +328,11 @@ for i in range(1_000_000):
 
 def test_killed_at_any_moment_it_has_every_acknowledged_row_once(path: Path) -> None:
     acknowledged: list[str] = []
+    program = path.with_name("killed.py")  # under -c DuckDB shows its progress where the names are told
+    program.write_text(KILLED)
     for attempt in range(8):
-        process = subprocess.Popen(
-            [sys.executable, "-c", KILLED, str(path), str(attempt)], stdout=subprocess.PIPE, text=True
-        )
+        command = [sys.executable, str(program), str(path), str(attempt)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=os.environ | {"PYTHONPATH": ROOT})
         assert process.stdout is not None
         acknowledged.append(process.stdout.readline().strip())
         time.sleep(0.13 * attempt)
