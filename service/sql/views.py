@@ -51,6 +51,9 @@ SCOPE: dict[str, str] = {
 }
 """What of a table a restricted caller sees. In this order: some look at those before them."""
 
+FENCE = f"limit {2**62}"
+"""No condition of a question gets past it: one that is tried on rows of others could tell of them by failing."""
+
 NOW = """create view rollouts_now as from rollouts"""
 NOW_RESCORED = """create view rollouts_now as
 select r.* replace (
@@ -102,8 +105,9 @@ def _name(sql: str) -> str:
 
 def _table(table: str, layout: Layout, allowed: str | None) -> str:
     rows = rows_of(table, (0,), layout.manifest, _path)
-    where = "" if allowed is None else f" where {SCOPE[table].format(runs=allowed)}"
-    return f"create view {table} as from ({rows}){where}"
+    if allowed is not None:
+        rows = f"from ({rows}) where {SCOPE[table].format(runs=allowed)} {FENCE}"
+    return f"create view {table} as from ({rows})"
 
 
 def _path(segment: Segment, table: str) -> Path:
