@@ -21,6 +21,7 @@ class Bench(StrEnum):
     CURATE = auto()
     STORE = auto()
     SQL = auto()
+    SERVE = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -76,6 +77,10 @@ def bench(
             from benchmarks import sql
 
             figures = sql.run(rollouts, folder)
+        case Bench.SERVE:
+            from benchmarks import serve
+
+            figures = serve.run()
     if as_json:
         print(json.dumps(document(name, figures)))
         return

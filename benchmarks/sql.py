@@ -87,7 +87,7 @@ def run(rollouts: int, folder: Path | None) -> dict[str, Figure]:
 def _questions(data: Path) -> dict[str, Figure]:
     directly = _direct(data)
     times: dict[str, tuple[list[float], list[float]]] = {}
-    with _served(data) as url, httpx2.Client(timeout=600) as client:
+    with served(data) as url, httpx2.Client(timeout=600) as client:
         for name, sql in QUESTIONS.items():
             by_rest, direct = [], []
             for turn in range(REPEATS + 1):
@@ -140,7 +140,7 @@ def _direct(data: Path) -> Callable[[str], list[Any]]:
 
 
 @contextmanager
-def _served(data: Path) -> Iterator[str]:
+def served(data: Path) -> Iterator[str]:
     command = [sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", "0"]
     environment = os.environ | {"REFINERY_SQL_SECONDS": "600"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=environment)
@@ -158,7 +158,7 @@ def _served(data: Path) -> Iterator[str]:
 
 def _commits(data: Path) -> dict[str, Figure]:
     """Prompts of one group are added one after another, each a commit."""
-    with _served(data) as url, httpx2.Client(timeout=600) as client:
+    with served(data) as url, httpx2.Client(timeout=600) as client:
         quiet = _commit_times(client, url, "quiet")
         stop = threading.Event()
         asked: list[float] = []

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import logging
 import signal
+import socket
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -17,6 +18,7 @@ from pydantic import ValidationError
 
 from service import store_verbs
 from service.engines.addresses import parse_worker
+from service.sending import SendingFiles
 from service.settings import EngineChoice, ReloadMode, Settings
 from service.verifiers.declared import parse_declared
 
@@ -106,11 +108,15 @@ async def _server(app: FastAPI, settings: Settings) -> None:
         app,
         host=settings.host,
         port=settings.port,
+        http=SendingFiles,
         log_config=None,
         workers=1,  # one writer process
         timeout_graceful_shutdown=10,
     )
-    await _Announcing(config).serve(sockets=[config.bind_socket()])
+    listening = config.bind_socket()
+    # asyncio forgets it for sockets made like this one: an answer in two writes then waits 40 ms for the client's ACK.
+    listening.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, True)
+    await _Announcing(config).serve(sockets=[listening])
 
 
 class _Announcing(uvicorn.Server):

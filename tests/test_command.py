@@ -2,13 +2,10 @@
 
 import gzip
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -16,10 +13,10 @@ from typing import Any
 import polars as pl
 import pytest
 
+from tests.processes import ENVIRONMENT, Service, serving
 from trainers.client import Refinery, RefineryError
 from trainers.tasks import LEVELS, distinct
 
-ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRESS_BARS": "1"}
 # With a network DuckDB fetches this extension by itself.
 HTTPFS = next(Path(str(files("duckdb_extension_httpfs"))).rglob("*.duckdb_extension"))
 RUN = {
@@ -30,35 +27,6 @@ RUN = {
     "sampling": {"n": 4, "max_tokens": 80},
     "batch": {"groups": 16, "prompts": 24},
 }
-
-
-class Service:
-    """A ``refinery serve`` process."""
-
-    def __init__(self, data: Path) -> None:
-        command = [sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", "0"]
-        self._log = (data.parent / "service.log").open("a")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=ENVIRONMENT)
-        assert self.process.stdout is not None
-        self.url = self.process.stdout.readline().split()[-1]
-
-    def end(self, how: signal.Signals) -> int:
-        self.process.send_signal(how)
-        code = self.process.wait(30)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self._log.close()
-        return code
-
-
-@contextmanager
-def serving(data: Path) -> Iterator[Service]:
-    service = Service(data)
-    try:
-        yield service
-    finally:
-        if service.process.poll() is None:
-            service.end(signal.SIGTERM)
 
 
 def refinery(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

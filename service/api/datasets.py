@@ -28,6 +28,10 @@ IMMUTABLE = "public, max-age=31536000, immutable"
 MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "application/x-ndjson"}
 
 
+class FrozenFile(FileResponse):
+    chunk_size = 2**20  # each costs a trip to a thread
+
+
 @router.post("", status_code=201)
 async def freeze_dataset(body: DatasetIn, parts: PartsDep) -> DatasetOut:
     """Freezes what a recipe makes of its runs as the next version of the name; while these runs stand still the same
@@ -126,7 +130,7 @@ async def get_file(name: str, version: str, file: str, request: Request, parts: 
     headers = _caching(dataset, file)
     if headers["etag"] in request.headers.get("if-none-match", ""):
         return Response(status_code=304, headers=headers)
-    return FileResponse(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
+    return FrozenFile(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
 
 
 @router.get("/{name}")

@@ -1,0 +1,47 @@
+"""HTTP/1.1 where the kernel sends whole files: their bytes never pass through Python.
+
+A FileResponse asks for that where a server offers ASGI's ``http.response.pathsend``, which uvicorn alone does not.
+Answers to HEAD and Range go their usual way.
+"""
+
+import asyncio
+import os
+from pathlib import Path
+from typing import Any
+
+import h11
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+PART = 2 * 2**20
+"""Bytes for one call: a fast reader of a cold file must not keep all others waiting."""
+
+
+class SendingFiles(H11Protocol):
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        answer = self.app
+
+        async def app(scope: Any, receive: Any, send: Any) -> None:
+            async def send_or_pass(message: Any) -> None:
+                if message["type"] == "http.response.pathsend":
+                    await self._send(Path(message["path"]))
+                    message = {"type": "http.response.body"}
+                await send(message)
+
+            await answer(scope | {"extensions": {"http.response.pathsend": {}}}, receive, send_or_pass)
+
+        self.app = app
+
+    async def _send(self, path: Path) -> None:
+        with await asyncio.to_thread(path.open, "rb") as file:
+            size = os.fstat(file.fileno()).st_size
+            if self.conn.our_state is h11.SEND_BODY:  # else the client is gone already
+                # h11 only counts what it passes through.
+                self.conn.send_with_data_passthrough(h11.Data(data=range(size)))  # type: ignore[arg-type]
+            try:
+                for start in range(0, size, PART):
+                    if self.transport.is_closing():
+                        return
+                    await self.loop.sendfile(self.transport, file, start, min(PART, size - start))
+            except (ConnectionError, TimeoutError):  # the client is gone, which is no error of ours
+                self.transport.abort()

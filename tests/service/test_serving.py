@@ -1,0 +1,170 @@
+"""Frozen files from a real service process: every reader gets the very same, and no reader can spoil it for another."""
+
+import os
+import random
+import socket
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, NamedTuple
+from urllib.parse import urlsplit
+
+import datasets
+import duckdb
+import httpx2
+import polars as pl
+import pytest
+
+from tests.processes import serving
+
+PROMPTS, BYTES = 100, 30_000
+
+
+class Served(NamedTuple):
+    url: str
+    """Of the Parquet file."""
+    path: Path
+    log: Path
+    process: int
+
+    @property
+    def body(self) -> bytes:
+        return self.path.read_bytes()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        return pl.read_parquet(self.path).to_dicts()
+
+    def connect(self) -> socket.socket:
+        address = urlsplit(self.url)
+        connection = socket.create_connection((str(address.hostname), address.port or 80), timeout=30)
+        connection.sendall(f"GET {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
+        return connection
+
+    def open_files(self) -> int:
+        links = Path(f"/proc/{self.process}/fd").iterdir()
+        return sum(os.path.realpath(link) == str(self.path.resolve()) for link in links)
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    """A file that is larger than the buffers of a socket."""
+    folder = tmp_path_factory.mktemp("served")
+    rng = random.Random(0)
+    rows = [
+        {
+            "prompt": f"{n} + 1?",
+            "reference": str(n + 1),
+            "verifier": "numeric",
+            "rollouts": [{"text": f"{rng.randbytes(BYTES).hex()} <answer>{n + k}</answer>"} for k in (0, 1)],
+        }
+        for n in range(PROMPTS)
+    ]
+    with serving(folder / "data") as service, httpx2.Client(base_url=service.url, timeout=60) as client:
+        client.post("/v1/rollouts/import?run=r", json=rows).raise_for_status()
+        frozen = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["r"]}}).raise_for_status().json()
+        path = folder / "data" / "datasets" / frozen["dataset_id"] / "train.parquet"
+        assert (frozen["manifest"]["rows"], path.stat().st_size > 5_000_000) == (PROMPTS, True)
+        yield Served(service.url + frozen["urls"]["train.parquet"], path, folder / "service.log", service.process.pid)
+
+
+def test_datasets_loads_the_very_same_rows(served: Served, tmp_path: Path) -> None:
+    loaded = datasets.load_dataset("parquet", data_files=served.url, split="train", cache_dir=str(tmp_path))
+
+    assert loaded.to_list() == served.rows
+
+
+def test_datasets_streams_the_very_same_rows(served: Served) -> None:
+    assert list(datasets.load_dataset("parquet", data_files=served.url, split="train", streaming=True)) == served.rows
+
+
+def test_polars_scans_the_very_same_rows_and_columns_of_them(served: Served) -> None:
+    scanned = pl.scan_parquet(served.url)
+
+    assert scanned.collect().to_dicts() == served.rows
+    assert scanned.select("margin").head(3).collect()["margin"].to_list() == [row["margin"] for row in served.rows[:3]]
+
+
+def test_duckdb_reads_the_very_same_rows(served: Served) -> None:
+    pytest.importorskip("duckdb_extension_httpfs", reason="DuckDB reads no URL without duckdb-extension-httpfs")
+    httpfs = next(Path(str(files("duckdb_extension_httpfs"))).rglob("*.duckdb_extension"))
+    with duckdb.connect() as connection:
+        connection.execute(f"load '{httpfs}'")
+        assert connection.sql(f"from '{served.url}'").pl().to_dicts() == served.rows
+        assert connection.sql(f"select count(*) from '{served.url}' where margin > 0").fetchall() == [(PROMPTS,)]
+
+
+def test_a_download_that_broke_off_goes_on_where_it_was(served: Served, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    with subprocess.Popen(["curl", "-s", "--limit-rate", "500K", "-o", part, served.url]) as broken:
+        while not part.exists() or not part.stat().st_size:
+            assert broken.poll() is None
+            time.sleep(0.02)
+        broken.kill()
+    had = part.stat().st_size
+
+    again = ["curl", "-s", "-C", "-", "-o", part, "-w", "%{http_code} %{size_download}", served.url]
+    resumed = subprocess.run(again, capture_output=True, text=True, check=True).stdout
+
+    assert 0 < had < len(served.body)
+    assert resumed == f"206 {len(served.body) - had}"
+    assert part.read_bytes() == served.body
+
+
+def test_one_connection_carries_whole_files_ranges_heads_and_what_is_known_in_turn(served: Served) -> None:
+    with httpx2.Client(limits=httpx2.Limits(max_connections=1)) as client:
+        for _ in range(3):
+            whole = client.get(served.url)
+            head = client.head(served.url)
+            part = client.get(served.url, headers={"Range": "bytes=1000-3000000"})
+            two = client.get(served.url, headers={"Range": "bytes=0-3,-4"})
+            beyond = client.get(served.url, headers={"Range": f"bytes={len(served.body)}-"})
+            known = client.get(served.url, headers={"If-None-Match": whole.headers["etag"]})
+
+            assert (whole.status_code, whole.content) == (200, served.body)
+            assert (head.status_code, head.content, head.headers["content-length"]) == (200, b"", str(len(served.body)))
+            assert (part.status_code, part.content) == (206, served.body[1000:3000001])
+            assert (two.status_code, two.content.count(b"PAR1")) == (206, 2)
+            assert (beyond.status_code, known.status_code, known.content) == (416, 304, b"")
+
+
+def test_a_small_answer_does_not_wait_for_the_acknowledgement_of_its_head(served: Served) -> None:
+    with httpx2.Client(base_url=served.url.partition("/v1")[0]) as client:
+        waits = [client.get("/livez").elapsed.total_seconds() for _ in range(20)]
+
+    assert min(waits[1:]) < 0.03  # a delayed acknowledgement takes 0.04
+
+
+def test_requests_that_do_not_wait_for_answers_get_all_of_them(served: Served) -> None:
+    with served.connect() as connection, served.connect():
+        path = urlsplit(served.url).path
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        answers = b"".join(iter(lambda: connection.recv(2**20), b""))
+
+    for answer in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]:
+        assert answer.partition(b"\r\n\r\n")[2] == served.body
+    assert answers.count(b"HTTP/1.1 200 OK\r\n") == 2
+
+
+def test_readers_that_stand_still_or_vanish_harm_nobody_and_leave_nothing_open(served: Served) -> None:
+    said = len(served.log.read_text())
+    still = [served.connect() for _ in range(50)]
+    while served.open_files() < 50:
+        time.sleep(0.02)
+
+    assert httpx2.get(served.url).content == served.body
+    for number, connection in enumerate(still):
+        if number % 2:  # half of them with a reset
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    until = time.monotonic() + 30
+    while served.open_files() and time.monotonic() < until:
+        time.sleep(0.02)
+    assert served.open_files() == 0
+    assert httpx2.get(served.url).content == served.body
+    assert "Traceback" not in served.log.read_text()[said:]
+    assert "ERROR" not in served.log.read_text()[said:]
