@@ -1,8 +1,9 @@
 """A user's choice: frozen, strict about unknown fields, told apart by its ``kind``."""
 
+import json
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from curation.keys import canonical_json
 
@@ -31,5 +32,14 @@ def reason_of(error: ValueError) -> str:
     return str(error)
 
 
-Metadata = Annotated[dict[str, Any], AfterValidator(_plain)]
-"""A JSON object that has one spelling: no NaN, no lone surrogates, no endless nesting."""
+def _parsed(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except RecursionError:
+        raise ValueError("not plain JSON: nested too deeply") from None
+
+
+Metadata = Annotated[dict[str, Any], BeforeValidator(_parsed), AfterValidator(_plain)]
+"""A JSON object, or its text, that has one spelling: no NaN, no lone surrogates, no endless nesting."""

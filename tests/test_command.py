@@ -195,6 +195,36 @@ def test_bad_rows_of_a_file_are_kept_aside_with_their_lines_and_reasons(tmp_path
     assert "breaks off here" in (tmp_path / "torn.jsonl").read_text()
 
 
+def test_the_groups_of_a_run_can_be_taken_along_and_imported_elsewhere(tmp_path: Path) -> None:
+    text = (Path(__file__).parents[1] / "docs" / "sql.md").read_text()
+    question = text.partition('-o warm-up.ndjson.zst "')[2].partition('"\n```')[0]
+    rows = [
+        {"prompt": f"{n} + {n}?", "reference": str(2 * n), "metadata": {"n": n}, "policy_version": n}
+        | {"rollouts": [{"text": f"A: {2 * n}", "token_ids": [1, 2], "logprobs": [-0.5, -1.0]}, {"text": "none"}]}
+        for n in range(20)
+    ]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+        at = ("--service", service.url)
+        assert refinery("import", "rows.jsonl", "--run", "here", *at, cwd=tmp_path).returncode == 0
+        client.post("/v1/store/compact", {})
+        for file in ("all.ndjson.zst", "all.ndjson.gz", "all.parquet"):
+            asked = refinery("sql", question, "--param", "run=here", "-o", file, *at, cwd=tmp_path)
+            assert asked.returncode == 0, asked.stderr
+            run = file.replace(".", "-")
+            taken = refinery("import", file, "--run", run, "--json", *at, cwd=tmp_path)
+            told = json.loads(taken.stdout)
+            assert (told["groups"], told["agreement"]) == (20, 1.0)
+            here, there = ([_said(client, group) for group in client.groups(one)] for one in ("here", run))
+            assert here == there
+
+
+def _said(client: Refinery, group: dict[str, Any]) -> list[Any]:
+    members = client.get(f"/v1/groups/{group['id']}")["members"]
+    said = [(m["text"], m["token_ids"], m["logprobs"], m["reward"]) for m in members]
+    return [group["prompt_id"], group["policy_version"], group["kind"], said]
+
+
 def test_an_import_that_was_killed_goes_on_where_it_broke_off(tmp_path: Path) -> None:
     rows = [
         {"input": f"{n} + {n}?", "output": f"A: {2 * n + off}", "gts": str(2 * n), "score": float(off == 0), "step": 1}

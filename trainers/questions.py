@@ -6,6 +6,7 @@ from enum import StrEnum, auto
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow as pa
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +32,9 @@ SUFFIXES = {".csv": Answer.CSV, ".ndjson": Answer.NDJSON, ".jsonl": Answer.NDJSO
 }
 
 
+PACKINGS = {".gz": "gzip", ".zst": "zstd"}
+
+
 def register(app: typer.Typer) -> None:
     app.command()(sql)
 
@@ -50,9 +54,13 @@ def sql(
 
     refinery sql "from pairs where run = $run" --param run=warm-up -o pairs.parquet
     """
-    chosen = answer or (Answer.TABLE if out is None else SUFFIXES.get(out.suffix))
+    packing = None if out is None else PACKINGS.get(out.suffix)
+    told = out.with_suffix("") if out is not None and packing else out
+    chosen = answer or (Answer.TABLE if told is None else SUFFIXES.get(told.suffix))
     if chosen is None or (chosen is Answer.TABLE and out is not None):
-        sys.exit(f"refinery: {out}: name it .csv, .ndjson, .json, .arrow or .parquet, or give --format")
+        sys.exit(
+            f"refinery: {out}: name it .csv, .ndjson, .json, .arrow or .parquet, perhaps with .gz or .zst behind, or give --format"
+        )
     with service_at(service) as refinery:
         if question is None:
             _show_views(refinery.get("/v1/sql/views"))
@@ -67,7 +75,7 @@ def sql(
                 sys.stdout.buffer.write(chunk)
             return
         unfinished = out.with_name(f"{out.name}.part")
-        with written(out), unfinished.open("wb") as file:
+        with written(out), pa.output_stream(str(unfinished), compression=packing) as file:
             for chunk in chunks:
                 file.write(chunk)
         unfinished.rename(out)

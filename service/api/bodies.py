@@ -126,7 +126,7 @@ def _json_list(body: bytes) -> list[Any]:
 
 
 def _parquet(body: bytes) -> Iterator[Any]:
-    """Null cells count as absent. Columns that hold JSON text (metadata, rollouts) are read as JSON."""
+    """Null cells count as absent. Rollouts may be JSON text."""
     try:
         frame = pl.read_parquet(io.BytesIO(body))
     except (pl.exceptions.PolarsError, OSError, ValueError) as error:
@@ -139,6 +139,4 @@ def _parquet(body: bytes) -> Iterator[Any]:
 
 
 def _cell(key: str, value: Any) -> Any:
-    if key in {"metadata", "rollouts"} and isinstance(value, str):
-        return json.loads(value)
-    return value
+    return json.loads(value) if key == "rollouts" and isinstance(value, str) else value
