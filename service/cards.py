@@ -1,10 +1,12 @@
 """A dataset in words: its card for the Hugging Face Hub, and its Croissant description for machines."""
 
 import json
-from typing import Any
+from typing import Annotated, Any
 
 import pyarrow as pa
+from pydantic import Field
 
+from curation.choice import Choice
 from curation.recipe import Shape
 from service.shapes import columns_of
 from service.store.datasets import DatasetVersion
@@ -29,13 +31,31 @@ PARQUET = "application/vnd.apache.parquet"
 CROISSANT_TYPES = {pa.bool_(): "sc:Boolean", pa.int32(): "cr:Int32", pa.float64(): "cr:Float64"}
 
 
-def card(dataset: DatasetVersion) -> str:
+class Licence(Choice):
+    """What only the people behind a dataset know of it."""
+
+    license: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9.-]{0,59}$")
+    """As the Hub names licences: ``mit``, ``cc-by-4.0``."""
+    sources: tuple[Annotated[str, Field(min_length=1, max_length=500)], ...] = Field((), max_length=50)
+    """Where prompts and policy come from, each with its licence: ``GSM8K (MIT)``."""
+
+
+UNKNOWN = Licence()
+
+
+def card(dataset: DatasetVersion, licence: Licence = UNKNOWN) -> str:
     """Markdown with the YAML head that the Hub reads. The splits are files beside it."""
-    manifest = dataset.manifest
-    return "\n".join([*_head(dataset), f"# {dataset.name}", "", *_story(dataset), "", *_facts(manifest)]) + "\n"
+    parts = [_head(dataset, licence), [f"# {dataset.name}", ""], _story(dataset), [""], _facts(dataset.manifest)]
+    if licence.sources:
+        parts.append(["", "## Sources and their licences", "", *(f"- {_in_a_line(one)}" for one in licence.sources)])
+    return "\n".join(line for part in parts for line in part) + "\n"
 
 
-def _head(dataset: DatasetVersion) -> list[str]:
+def _in_a_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _head(dataset: DatasetVersion, licence: Licence) -> list[str]:
     size = SIZE_NAMES[sum(dataset.manifest["rows"] >= limit for limit in SIZES)]
     task = TASK.get(dataset.recipe.shape, "text-generation")
     splits = [
@@ -46,6 +66,7 @@ def _head(dataset: DatasetVersion) -> list[str]:
     return [
         "---",
         f"pretty_name: {json.dumps(dataset.name)}",
+        *([f"license: {licence.license}"] if licence.license else []),
         f"task_categories: [{task}]",
         f"size_categories: [{size}]",
         "tags: [rlvr, rollouts, rollout-refinery]",
@@ -104,10 +125,11 @@ def _facts(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def croissant(dataset: DatasetVersion, url: str) -> dict[str, Any]:
+def croissant(dataset: DatasetVersion, url: str, licence: Licence = UNKNOWN) -> dict[str, Any]:
     """JSON-LD (MLCommons Croissant 1.0); `url` is that of the version."""
     splits = dataset.splits
-    return {
+    known = {"license": licence.license} if licence.license else {}
+    return known | {
         "@context": CONTEXT,
         "@type": "sc:Dataset",
         "conformsTo": "http://mlcommons.org/croissant/1.0",

@@ -14,8 +14,7 @@ from typing import Any
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from pydantic import Field
 
-from curation.choice import Choice
-from service.cards import card, croissant
+from service.cards import Licence, card, croissant
 from service.jobs import Job
 from service.stages import Conflict, Gone, HubFailed, Invalid, stage
 from service.store.datasets import Datasets, DatasetVersion, split_of_shard
@@ -24,7 +23,7 @@ MANIFEST = "manifest.json"
 REPOSITORY = r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$"
 
 
-class PushRequest(Choice):
+class PushRequest(Licence):
     repo_id: str = Field(pattern=REPOSITORY)
     """``owner/name`` of a dataset repository; made if it does not exist."""
     private: bool = True
@@ -62,7 +61,7 @@ def _push(hub: HfApi, dataset: DatasetVersion, request: PushRequest, folder: Pat
     if tag in tags:
         _refuse_another(hub, dataset, repo_id, tag)
         return {"url": url, "tag": tag, "commit": tags[tag], "pushed": False}
-    files = _files(dataset, folder, url)
+    files = _files(dataset, folder, url, request)
     there = hub.list_repo_files(repo_id, repo_type="dataset")
     stale = [name for name in sorted(there) if split_of_shard(name) and name not in files]
     made = hub.create_commit(
@@ -85,12 +84,12 @@ def _refuse_another(hub: HfApi, dataset: DatasetVersion, repo_id: str, tag: str)
         raise Conflict("other_dataset_there", f"{detail}; push to a repository of its own")
 
 
-def _files(dataset: DatasetVersion, folder: Path, url: str) -> dict[str, Path | bytes]:
+def _files(dataset: DatasetVersion, folder: Path, url: str, licence: Licence) -> dict[str, Path | bytes]:
     """What goes into the repository, by name."""
     splits = [name for split in dataset.splits for name in dataset.shards(split)]
     told = {
-        "README.md": card(dataset),
-        "croissant.json": _spelled(croissant(dataset, f"{url}/resolve/v{dataset.version}")),
+        "README.md": card(dataset, licence),
+        "croissant.json": _spelled(croissant(dataset, f"{url}/resolve/v{dataset.version}", licence)),
         MANIFEST: _spelled(dataset.manifest),
     }
     return {name: folder / name for name in splits} | {name: text.encode() for name, text in told.items()}

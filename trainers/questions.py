@@ -58,9 +58,8 @@ def sql(
     told = out.with_suffix("") if out is not None and packing else out
     chosen = answer or (Answer.TABLE if told is None else SUFFIXES.get(told.suffix))
     if chosen is None or (chosen is Answer.TABLE and out is not None):
-        sys.exit(
-            f"refinery: {out}: name it .csv, .ndjson, .json, .arrow or .parquet, perhaps with .gz or .zst behind, or give --format"
-        )
+        names = ".csv, .ndjson, .json, .arrow or .parquet, perhaps with .gz or .zst behind"
+        sys.exit(f"refinery: {out}: name it {names}, or give --format")
     with service_at(service) as refinery:
         if question is None:
             _show_views(refinery.get("/v1/sql/views"))

@@ -169,13 +169,18 @@ def push(
     name: Annotated[str, typer.Argument(help="NAME or NAME@VERSION.")],
     repo: Annotated[str, typer.Argument(help="Dataset repository on the Hugging Face Hub, owner/name.")],
     private: Annotated[bool, typer.Option(help="Where the repository is made.")] = True,
+    licence: Annotated[str | None, typer.Option("--license", help="As the Hub names it: mit, cc-by-4.0.")] = None,
+    source: Annotated[
+        list[str] | None, typer.Option(help="Where prompts or policy come from, with the licence; may be repeated.")
+    ] = None,
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:
     """Pushes a dataset to the Hugging Face Hub, with its card; the service needs an HF_TOKEN in its environment."""
     with service_at(service) as refinery:
         path = f"/v1/datasets/{_versioned(name)}/push"
-        job = refinery.wait(refinery.post(path, {"repo_id": repo, "private": private}))
+        body = {"repo_id": repo, "private": private, "license": licence, "sources": source or []}
+        job = refinery.wait(refinery.post(path, body))
     tell(job["result"], as_json)
 
 

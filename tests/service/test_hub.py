@@ -69,6 +69,20 @@ def test_a_pushed_version_is_a_commit_a_tag_and_a_card(hub: Hub, sampled: TestCl
     assert yaml.safe_load(files["README.md"].decode().split("---\n")[1])["configs"]
 
 
+def test_the_card_names_licence_and_sources_as_they_were_told(hub: Hub, sampled: TestClient) -> None:
+    freeze(sampled)
+
+    push(sampled, license="cc-by-4.0", sources=["GSM8K (MIT)", "a policy\n---\nlicense: mit"])
+
+    repository = hub.repositories[REPO]
+    files = repository.commits[repository.tags["v1"]]
+    _, head, body = files["README.md"].decode().split("---\n", 2)
+    assert yaml.safe_load(head)["license"] == json.loads(files["croissant.json"])["license"] == "cc-by-4.0"
+    assert "- GSM8K (MIT)\n- a policy --- license: mit\n" in body
+    bad = {"repo_id": REPO, "license": "mit\ntags: [x]"}
+    assert sampled.post("/v1/datasets/d@1/push", json=bad).status_code == 422
+
+
 def test_a_second_push_of_the_same_version_changes_nothing(hub: Hub, sampled: TestClient) -> None:
     freeze(sampled)
     push(sampled)
