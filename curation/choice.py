@@ -7,6 +7,9 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Val
 
 from curation.keys import canonical_json
 
+DEEPEST = 50
+"""Of lists and objects within each other."""
+
 
 class Choice(BaseModel):
     model_config = ConfigDict(
@@ -20,19 +23,34 @@ class Choice(BaseModel):
 def _plain(value: dict[str, Any]) -> dict[str, Any]:
     try:
         canonical_json(value).encode()
-    except (ValueError, RecursionError) as fault:
+    except (ValueError, TypeError, RecursionError) as fault:
         raise ValueError(f"not plain JSON: {fault}") from None
+    if _depth(value) > DEEPEST:
+        raise ValueError(f"not plain JSON: nested more than {DEEPEST} deep")
     return value
+
+
+def _depth(value: Any) -> int:
+    depth, level = 0, [value]
+    while level := [part for one in level if isinstance(one, dict | list) for part in _parts(one)]:
+        depth += 1
+    return depth
+
+
+def _parts(value: dict[str, Any] | list[Any]) -> list[Any]:
+    return list(value.values()) if isinstance(value, dict) else value
 
 
 def reason_of(error: ValueError) -> str:
     """In a line, also of pydantic's."""
+    told = str(error)
     if isinstance(error, ValidationError):
-        return "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
-    return str(error)
+        told = "; ".join(f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()[:3])
+    return told.encode(errors="backslashreplace").decode()
 
 
-def _parsed(value: Any) -> Any:
+def parsed(value: Any) -> Any:
+    """What a text says in JSON; other values as they are. Raises ValueError for a text that is no JSON."""
     if not isinstance(value, str):
         return value
     try:
@@ -41,5 +59,5 @@ def _parsed(value: Any) -> Any:
         raise ValueError("not plain JSON: nested too deeply") from None
 
 
-Metadata = Annotated[dict[str, Any], BeforeValidator(_parsed), AfterValidator(_plain)]
+Metadata = Annotated[dict[str, Any], BeforeValidator(parsed), AfterValidator(_plain)]
 """A JSON object, or its text, that has one spelling: no NaN, no lone surrogates, no endless nesting."""

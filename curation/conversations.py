@@ -1,12 +1,16 @@
 """Texts as chat messages and back.
 
-A prompt is one text in this product, since that is what an engine continues. One that came as chat messages keeps them
-beside it, in its metadata, and whoever wants messages gets the very same ones back.
+A prompt is one text in this product, since that is what an engine continues. One that came as chat messages keeps the
+role and the text of each in its metadata, and whoever wants messages gets these back. What is no text, an image say,
+is refused rather than left away.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from typing import Any
+
+from curation.keys import canonical_json
 
 Message = dict[str, str]
 MESSAGES = "messages"
@@ -34,14 +38,20 @@ def asked_and_answered(conversation: Sequence[Mapping[str, Any]]) -> tuple[list[
 
 def messages_of(conversation: Sequence[Mapping[str, Any]]) -> list[Message]:
     """Raises ValueError for messages that are no text."""
-    return [{"role": str(message["role"]), "content": text_of(message.get("content"))} for message in conversation]
+    return [{"role": text_of(message["role"]), "content": _content(message)} for message in conversation]
+
+
+def _content(message: Mapping[str, Any]) -> str:
+    """Calls of tools are told as JSON behind what the message says."""
+    content, calls = message.get("content"), message.get("tool_calls")
+    return ("" if content is None else text_of(content)) + (canonical_json(calls) if calls else "")
 
 
 def text_of(value: Any) -> str:
     """What a text, a list of its parts or a list of messages says: a single message says its content, several say who
     says what. Raises ValueError for anything else."""
-    if value is None or isinstance(value, str):
-        return value or ""
+    if isinstance(value, str):
+        return value
     if is_conversation(value):
         messages = messages_of(value)
         return (
@@ -50,11 +60,15 @@ def text_of(value: Any) -> str:
             else "\n\n".join(f"{m['role']}: {m['content']}" for m in messages)
         )
     if isinstance(value, list):
-        return "".join(text_of(part.get("text") if isinstance(part, dict) else part) for part in value)
+        return "".join(text_of(part["text"] if isinstance(part, dict) and "text" in part else part) for part in value)
     raise ValueError(f"a text was expected, and this is {value!r:.100}")
 
 
 def as_messages(prompt: str, metadata: Mapping[str, Any]) -> list[Message]:
-    """Of a prompt: those that it came as, else one of a user."""
+    """Of a prompt: those that it came as, else one of a user. Whoever adds a prompt may keep anything under their name:
+    only what says the prompt itself are its messages."""
     kept: Any = metadata.get(MESSAGES)
-    return messages_of(kept) if is_conversation(kept) else [{"role": "user", "content": prompt}]
+    with suppress(ValueError):
+        if is_conversation(kept) and text_of(kept) == prompt:
+            return messages_of(kept)
+    return [{"role": "user", "content": prompt}]

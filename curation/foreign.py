@@ -6,6 +6,7 @@
 - Prompts and texts may be chat messages (`curation.conversations`).
 """
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
@@ -15,11 +16,17 @@ from pydantic import model_validator
 
 from curation.choice import Choice
 from curation.conversations import MESSAGES, asked_and_answered, is_conversation, messages_of, text_of
-from curation.recorded import RECORDED, GroupIn, RolloutIn, merged
+from curation.keys import canonical_json
+from curation.recorded import RECORDED, GroupIn, Numbered, RolloutIn, merged
 
 MASKED = -100
 """In a mask, a token that the policy did not write."""
 ONLY_NUMBER = "*"
+
+
+def _check_range(low: float, high: float) -> None:
+    if not 0 < high - low < math.inf:
+        raise ValueError(f"no label is between {low:g} and {high:g}")
 
 
 class FieldMapping(Choice):
@@ -49,9 +56,12 @@ class FieldMapping(Choice):
     verifier: str = "math"
 
     @model_validator(mode="after")
-    def _ranges_are_ranges(self) -> "FieldMapping":
-        if not self.label_range[0] < self.label_range[1]:
-            raise ValueError(f"label_range {self.label_range} is empty")
+    def _can_be_used(self) -> "FieldMapping":
+        _check_range(*self.label_range)
+        try:
+            re.compile(self.reference_pattern or "")
+        except re.error as error:
+            raise ValueError(f"reference_pattern {self.reference_pattern!r} is none: {error}") from None
         return self
 
     @property
@@ -79,7 +89,7 @@ class FieldMapping(Choice):
     def _reference(self, row: dict[str, Any]) -> str:
         if self.reference is None or (self.verifier == RECORDED and not _has(row, self.reference)):
             return ""
-        reference = str(_at(row, self.reference))
+        reference = _spelled(_at(row, self.reference))
         if self.reference_pattern is not None:
             found = list(re.finditer(self.reference_pattern, reference, re.MULTILINE))
             if not found:
@@ -123,13 +133,18 @@ class FieldMapping(Choice):
         if self.label != ONLY_NUMBER:
             return _at(rollout, self.label) if self.label else None
         others = {self.step, *self.beside}
-        found = [key for key, value in rollout.items() if key not in others and isinstance(value, bool | int | float)]
+        # One that is missing here may be the label of the next row.
+        found = [
+            key
+            for key, value in rollout.items()
+            if key not in others and (value is None or isinstance(value, bool | int | float))
+        ]
         if len(found) != 1:
             raise ValueError(f"which of {', '.join(found) or 'no numbers at all'} is the label? Name it")
         return rollout[found[0]]
 
     def _reward(self, label: Any) -> float | None:
-        if label is None:
+        if label is None or label != label:  # in a table NaN stands for nothing
             return None
         if not isinstance(label, bool | int | float):
             raise ValueError(f"the label {label!r:.100} is no number")
@@ -206,15 +221,16 @@ class MappingChange(Choice):
     highest: float = 1.0
 
     @model_validator(mode="after")
-    def _ranges_are_ranges(self) -> "MappingChange":
-        if not self.lowest < self.highest:
-            raise ValueError(f"no label is between {self.lowest:g} and {self.highest:g}")
+    def _can_be_used(self) -> "MappingChange":
+        _check_range(self.lowest, self.highest)
         return self
 
 
 def mapping_of(format: Format, change: MappingChange) -> FieldMapping | None:
-    """None for rows in native form."""
+    """None for rows in native form. Raises ValueError where these are to be changed."""
     if format is Format.NATIVE:
+        if change != MappingChange():
+            raise ValueError("rows in native form say themselves what their verifier, reference and labels are")
         return None
     said = {"verifier": change.verifier, "reference": change.reference, "label": change.label}
     given = {name: value for name, value in said.items() if value is not None}
@@ -224,12 +240,21 @@ def mapping_of(format: Format, change: MappingChange) -> FieldMapping | None:
 
 def group_of(row: Any, mapping: FieldMapping | None) -> GroupIn:
     """By the mapping; without one the row is in native form. Raises ValueError that names the field at fault."""
-    return mapping.apply(row) if mapping else GroupIn.model_validate(row)
+    try:
+        return mapping.apply(row) if mapping else GroupIn.model_validate(row)
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
-def joined(groups: Iterable[tuple[int, GroupIn]], mapping: FieldMapping | None) -> Iterable[tuple[int, GroupIn]]:
+def joined(groups: Iterable[Numbered], mapping: FieldMapping | None) -> Iterable[Numbered]:
     """Whole groups, also where each row is a single rollout; only then all of them are held at once."""
     return merged(groups) if mapping is not None and mapping.is_single else groups
+
+
+def _spelled(reference: Any) -> str:
+    if reference is None:
+        return ""
+    return reference if isinstance(reference, str) else canonical_json(reference)
 
 
 def _beside(row: dict[str, Any], path: str | None, rollouts: Sequence[Any]) -> list[Any]:
@@ -244,8 +269,12 @@ def _beside(row: dict[str, Any], path: str | None, rollouts: Sequence[Any]) -> l
 
 def _own(token_ids: Any, mask: Any) -> tuple[int, ...]:
     """The tokens that the policy wrote, if they are in one piece."""
-    if not token_ids or mask is None:
-        return tuple(token_ids or ())
+    if token_ids is None:
+        return ()
+    if not isinstance(token_ids, list) or not isinstance(mask, list | None):
+        raise ValueError("lists of tokens and masks were expected")
+    if mask is None:
+        return tuple(token_ids)
     if len(mask) != len(token_ids):
         raise ValueError(f"{len(mask)} masks for {len(token_ids)} tokens")
     places = [place for place, value in enumerate(mask) if value != MASKED]
@@ -268,7 +297,8 @@ def _every(value: Any, path: str) -> list[Any]:
     members = _at(value, before)
     if not isinstance(members, list):
         raise ValueError(f"{before}: a list was expected")
-    return [found for member in members if _has(member, after.partition(".")[0]) for found in _every(member, after)]
+    having = [member for member in members if _has(member, after.partition(".")[0])]
+    return [found for member in having for found in _every(member, after) if found is not None]
 
 
 def _has(value: Any, path: str) -> bool:

@@ -1,27 +1,40 @@
 """The native import row: a prompt with rollouts that somebody else sampled."""
 
 from collections.abc import Iterable
+from typing import Annotated, Any, NamedTuple
 
-from pydantic import Field
+from pydantic import BeforeValidator, FailFast, Field, model_validator
 
-from curation.choice import Choice, Metadata
+from curation.choice import Choice, Metadata, parsed
 from curation.keys import canonical_json
 
 RECORDED = "recorded"
 """Named as the verifier of a row whose recorder's labels are taken for what they are: nothing is judged anew."""
 
 
-class RolloutIn(Choice):
+TokenId = Annotated[int, Field(strict=True, ge=0, lt=2**31)]
+Logprob = Annotated[float, Field(ge=-1e6, le=1e6)]
+
+
+class _Row(Choice):
+    @model_validator(mode="before")
+    @classmethod
+    def _null_is_nothing(cls, row: Any) -> Any:
+        """Tables have a cell for everything."""
+        return {name: value for name, value in row.items() if value is not None} if isinstance(row, dict) else row
+
+
+class RolloutIn(_Row):
     """One recorded completion."""
 
     text: str
-    token_ids: tuple[int, ...] = ()
-    logprobs: tuple[float, ...] = ()
+    token_ids: Annotated[tuple[TokenId, ...], FailFast()] = ()
+    logprobs: Annotated[tuple[Logprob, ...], FailFast()] = ()
     reward: float | None = Field(None, ge=0, le=1)
     """The recorder's own label. Kept for comparison; our verifier's verdict is what counts."""
 
 
-class GroupIn(Choice):
+class GroupIn(_Row):
     """One prompt and its recorded rollouts."""
 
     prompt: str = Field(min_length=1)
@@ -31,17 +44,28 @@ class GroupIn(Choice):
     metadata: Metadata = Field(default_factory=dict)
     policy_version: int = Field(0, ge=0, lt=2**31)
     """Of the recorder's policy: its training step, say."""
-    rollouts: tuple[RolloutIn, ...] = Field(min_length=1)
+    rollouts: Annotated[tuple[RolloutIn, ...], Field(min_length=1), FailFast(), BeforeValidator(parsed)]
+    """Or their text in JSON."""
 
 
-def merged(groups: Iterable[tuple[int, GroupIn]]) -> list[tuple[int, GroupIn]]:
-    """Rows that ask the same of the same policy version as one, in the order and with the number of the first of each;
-    its rollouts in the order of the rows."""
-    parts: dict[str, tuple[int, list[GroupIn]]] = {}
-    for number, group in groups:
-        asked = canonical_json(group.model_dump(mode="json", exclude={"rollouts"}))
-        parts.setdefault(asked, (number, []))[1].append(group)
+class Numbered(NamedTuple):
+    """A group, and which rows it is made of."""
+
+    rows: tuple[int, ...]
+    group: GroupIn
+
+
+def merged(groups: Iterable[Numbered]) -> list[Numbered]:
+    """Rows that ask the same of the same policy version as one, in the order of the first of each; its rollouts in the
+    order of the rows."""
+    parts: dict[str, list[Numbered]] = {}
+    for one in groups:
+        asked = canonical_json(one.group.model_dump(mode="json", exclude={"rollouts"}))
+        parts.setdefault(asked, []).append(one)
     return [
-        (number, alike[0].model_copy(update={"rollouts": tuple(r for group in alike for r in group.rollouts)}))
-        for number, alike in parts.values()
+        Numbered(
+            tuple(row for one in alike for row in one.rows),
+            alike[0].group.model_copy(update={"rollouts": tuple(r for one in alike for r in one.group.rollouts)}),
+        )
+        for alike in parts.values()
     ]

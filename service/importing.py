@@ -60,7 +60,9 @@ class Imported:
 async def import_groups(
     rows: Sequence[GroupIn], run_name: str, *, verify: Verify, duck: Duck, groups: Groups, now: Callable[[], datetime]
 ) -> Imported:
-    """Verifies and stores the groups under the run, which is made if it does not exist."""
+    """Verifies and stores the groups under the run, which is made if there are any and it does not exist."""
+    if not rows:
+        return _summary([], existing=0, prompts=0)
     run = RunConfig(name=run_name, policy="recorded", prompt_set=run_name, retain=Retain.ALL, imported=True)
     prompts = {i: prompt_of(row) for i, row in enumerate(rows)}
     ids = [_group_id(run_name, prompts[i], row) for i, row in enumerate(rows)]

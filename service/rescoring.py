@@ -55,17 +55,19 @@ async def rescore(
     done = await verdicts.done(job.id)  # before an interruption
     for part in _parts(done):
         changes.add_all(await verdicts.before(job.id, part), await verdicts.after(job.id, part))
+    as_recorded = 0
     for part in _parts(wanted.with_text):
-        job.progress = {"groups": {"all": len(done) + len(wanted.with_text), "done": changes.groups}}
+        job.progress = {"groups": {"all": len(done) + len(wanted.with_text), "done": changes.groups + as_recorded}}
         if job.cancel_requested:
-            raise Cancelled(changes.report() | {"without_text": wanted.without_text})
+            raise Cancelled(changes.report() | {"without_text": wanted.without_text, "as_recorded": as_recorded})
         groups = await verdicts.before(job.id, part)
         if request.verifier is None:  # what a recorder said can only be said by the recorder
             groups = [group for group in groups if group.prompt.verifier != RECORDED]
+            as_recorded += len(part) - len(groups)
         judged = await asyncio.gather(*(_judge(group, request.verifier, verify) for group in groups))
         await verdicts.append(job.id, judged, now())
         changes.add_all(groups, judged)
-    return changes.report() | {"without_text": wanted.without_text}
+    return changes.report() | {"without_text": wanted.without_text, "as_recorded": as_recorded}
 
 
 def _parts(group_ids: list[str]) -> Iterator[list[str]]:

@@ -142,6 +142,8 @@ def test_a_port_that_is_taken_and_data_that_is_in_use_are_clear_errors(tmp_path:
         (("import", "missing.jsonl", "--run", "r"), "missing.jsonl"),
         (("import", "bad.jsonl", "--run", "r"), "bad.jsonl:2: rollouts: Field required; nothing was sent"),
         (("import", "torn.jsonl", "--run", "r"), "not UTF-8 text with one JSON value a line"),
+        (("import", "/dev/stdin", "--run", "r"), "a file is read twice"),
+        (("import", "bad.jsonl", "--run", "r", "--format", "verl", "--label-range", "1", "1"), "no label is between"),
         (("dataset", "freeze", "d", "--recipe", "{"), "--recipe is not JSON"),
         (("serve", "--port", "99999"), "port"),
         (("serve", "--policy", "/nowhere"), "there is no folder '/nowhere'"),
@@ -164,24 +166,30 @@ def test_a_command_that_cannot_work_ends_with_one_clear_line(
 def test_bad_rows_of_a_file_are_kept_aside_with_their_lines_and_reasons(tmp_path: Path) -> None:
     row = {"prompt": "1 + 1?", "reference": "2", "rollouts": [{"text": "2"}, {"text": "3"}]}
     good = [json.dumps(row | {"prompt": f"1 + 1, asked {n} times?"}).encode() for n in range(250)]
+    faulty = [json.dumps(row | {"prompt": f"{n}?", "reference": ""}).encode() for n in range(150)]
     bad = [
         b"{",
         b'{"prompt": "\xff\xfe"}',
         json.dumps(row | {"rollouts": [{"text": 3}]}).encode(),
         json.dumps(row | {"rollouts": [{"text": "2", "reward": float("nan")}]}).encode(),
-        json.dumps(row | {"verifier": "math", "reference": ""}).encode(),
+        json.dumps(row | {"verifier": "nope"}).encode(),
         b'["' + b"x" * 100_000_000 + b'"]',
     ]
     lines = [*good[:100], *bad[:3], *good[100:], *bad[3:], good[0]]
     packed = gzip.compress(b"\n".join(lines), compresslevel=1)
     (tmp_path / "rows.jsonl.gz").write_bytes(packed)
-    (tmp_path / "torn.jsonl.gz").write_bytes(packed[:-12])
+    (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b"\n".join(good[:50]))[:-12])
+    (tmp_path / "faulty.jsonl").write_bytes(b"\n".join(faulty))
+    (tmp_path / "empty.jsonl").touch()
 
     with serving(tmp_path / "data") as service:
         command = ("--run", "r", "--service", service.url, "--json")
         refused = refinery("import", "rows.jsonl.gz", *command, cwd=tmp_path)
         kept = refinery("import", "rows.jsonl.gz", "--aside", "bad.jsonl", *command, cwd=tmp_path)
-        again = refinery("import", "torn.jsonl.gz", "--aside", "torn.jsonl", *command, cwd=tmp_path)
+        others = ("torn.jsonl.gz", "faulty.jsonl", "empty.jsonl", "rows.jsonl.gz")
+        again = refinery("import", *others, "--aside", "again.jsonl", *command, cwd=tmp_path)
+        empty = refinery("import", "empty.jsonl", *command, cwd=tmp_path)
+        over = refinery("import", "rows.jsonl.gz", "--aside", "bad.jsonl", *command, cwd=tmp_path)
 
     assert refused.returncode != 0
     assert "rows.jsonl.gz:101: not UTF-8 text with one JSON value a line" in refused.stderr
@@ -191,8 +199,15 @@ def test_bad_rows_of_a_file_are_kept_aside_with_their_lines_and_reasons(tmp_path
     aside = [json.loads(line) for line in (tmp_path / "bad.jsonl").read_text().splitlines()]
     assert sorted(one["line"] for one in aside) == [101, 102, 103, 254, 255, 256]
     assert all(one["reason"] for one in aside)
-    assert json.loads(again.stdout)["groups"] == 0
-    assert "breaks off here" in (tmp_path / "torn.jsonl").read_text()
+    told = json.loads(again.stdout)
+    assert told["groups"] == 0
+    assert told["existing"] > 250  # what can be read of the torn file was there, too
+    aside = [json.loads(line) for line in (tmp_path / "again.jsonl").read_text().splitlines()]
+    assert told["rows_rejected"] == len(aside) == 1 + 150 + 6
+    assert [one["line"] for one in aside if one["file"] == "faulty.jsonl"] == list(range(1, 151))
+    assert sum("breaks off here" in one["reason"] for one in aside) == 1
+    assert json.loads(empty.stdout)["groups"] == 0
+    assert "it is there already" in over.stderr
 
 
 def test_the_groups_of_a_run_can_be_taken_along_and_imported_elsewhere(tmp_path: Path) -> None:

@@ -7,21 +7,20 @@ import json
 import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
-from itertools import islice
 from pathlib import Path
 from typing import Annotated, Any, NamedTuple
 
 import typer
-from pydantic import ValidationError
 
 from curation.choice import reason_of
 from curation.foreign import FieldMapping, Format, MappingChange, group_of, joined, mapping_of
-from curation.recorded import GroupIn
+from curation.recorded import Numbered
 from trainers.files import NoRow, rows_of
 from trainers.options import DEFAULT_SERVICE, AsJson, Service, progress_bar, service_at, tell, written
 
-GROUPS_PER_REQUEST = 100
+GROUPS_PER_REQUEST, BYTES_PER_REQUEST = 100, 1 << 23
+BYTES_PER_TOKEN = 32
+"""Its id and its logprob in JSON."""
 MOST_TOLD = 10
 
 Noted = Callable[["Bad"], None]
@@ -37,12 +36,6 @@ class Bad(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.file}:{self.line}: {self.reason}"
-
-
-class Numbered(NamedTuple):
-    file: Path
-    line: int
-    group: GroupIn
 
 
 def register(app: typer.Typer) -> None:
@@ -79,76 +72,112 @@ def import_files(
     Everything is read and checked before anything is sent; importing it again adds nothing, and goes on where an
     import broke off.
     """
+    mapping = _mapping(
+        format,
+        prompt=prompt,
+        reference=reference,
+        reference_pattern=reference_pattern,
+        rollouts=rollouts,
+        text=text,
+        label=label,
+        label_range=label_range,
+        step=step,
+        verifier=verifier,
+    )
+    if pipes := [str(file) for file in files if file.exists() and not file.is_file()]:
+        sys.exit(f"refinery: {', '.join(pipes)}: a file is read twice, and this is none")
+    if aside is not None and aside.exists():
+        sys.exit(f"refinery: {aside}: it is there already, and would be overwritten")
+    bad = BadRows(aside)
+    groups = sum(1 for _ in _every(files, mapping, bad.add))
+    if bad.count and aside is None:
+        more = f"\n... and {bad.count - len(bad.first)} more" if bad.count > len(bad.first) else ""
+        listed = "\n".join(f"refinery: {one}; nothing was sent" for one in bad.first)
+        sys.exit(f"{listed}{more}\n--aside FILE keeps bad rows aside and imports the others")
+    sums = _send(_every(files, mapping, _told_already), groups, run, service, bad, quiet=as_json)
+    bad.close()
+    tell(sums | {"rows_rejected": bad.count}, as_json)
+
+
+def _mapping(
+    format: Format, *, rollouts: str, label_range: tuple[float, float], **said: str | None
+) -> FieldMapping | None:
+    """Of a foreign format, or of the fields that were named one by one; None for the native form."""
+    given = {name: value for name, value in said.items() if value is not None}
     low, high = label_range
     try:
-        if prompt is None:
-            change = MappingChange(verifier=verifier, reference=reference, label=label, lowest=low, highest=high)
-            mapping = mapping_of(format, change)
-        else:
-            mapping = FieldMapping(
-                prompt=prompt,
-                reference=reference or "reference",
-                reference_pattern=reference_pattern,
-                rollouts=rollouts or None,
-                text=text,
-                label=label,
-                label_range=label_range,
-                step=step,
-                verifier=verifier or "math",
-            )
-    except ValidationError as error:
+        if "prompt" in given:
+            if format is not Format.NATIVE:
+                sys.exit(f"refinery: --format {format} knows its fields; --prompt names those of another file")
+            return FieldMapping.model_validate(given | {"rollouts": rollouts or None, "label_range": label_range})
+        if idle := [name for name in ("reference_pattern", "text", "step") if name in given]:
+            sys.exit(f"refinery: --{idle[0].replace('_', '-')} goes with --prompt, which names the fields one by one")
+        return mapping_of(format, MappingChange.model_validate(given | {"lowest": low, "highest": high}))
+    except ValueError as error:
         sys.exit(f"refinery: {reason_of(error)}")
-    bad: list[Bad] = []
-    groups = sum(1 for _ in _every(files, mapping, bad.append))
-    if bad and aside is None:
-        more = f"\n... and {len(bad) - MOST_TOLD} more" if len(bad) > MOST_TOLD else ""
-        listed = "\n".join(f"refinery: {one}; nothing was sent" for one in bad[:MOST_TOLD])
-        sys.exit(f"{listed}{more}\n--aside FILE keeps bad rows aside and imports the others")
-    with ExitStack() as closing:
-        note: Noted = _ignore
-        if aside is not None:
-            with written(aside):
-                note = _noting(closing.enter_context(aside.open("w")))
-        for one in bad:
-            note(one)
-        every = _every(files, mapping, _ignore)
-        result = _send(every, groups, run, service, note, keep_good=aside is not None, quiet=as_json)
-    tell(result | {"rows_rejected": result["rows_rejected"] + len(bad)}, as_json)
 
 
-def _every(files: Iterable[Path], mapping: FieldMapping | None, note: Noted) -> Iterator[Numbered]:
+class BadRows:
+    """Counted, and kept in a file if there is one."""
+
+    def __init__(self, file: Path | None) -> None:
+        self.count = 0
+        self.first: list[Bad] = []
+        self.are_kept = file is not None
+        self._file = None
+        if file is not None:
+            with written(file):
+                self._file = file.open("x")
+
+    def add(self, bad: Bad) -> None:
+        self.count += 1
+        if len(self.first) < MOST_TOLD:
+            self.first.append(bad)
+        if self._file:
+            row = {"file": str(bad.file), "line": bad.line, "reason": bad.reason, "row": bad.row}
+            self._file.write(json.dumps(row, default=str) + "\n")
+            self._file.flush()
+
+    def close(self) -> None:
+        if self._file:
+            self._file.close()
+
+
+def _every(files: Iterable[Path], mapping: FieldMapping | None, note: Noted) -> Iterator[tuple[Path, Numbered]]:
     for file in files:
         try:
-            for line, group in joined(_groups(file, mapping, note), mapping):
-                yield Numbered(file, line, group)
+            for one in joined(_groups(file, mapping, note), mapping):
+                yield file, one
         except OSError as error:
             sys.exit(f"refinery: {file}: {error}")
 
 
-def _groups(file: Path, mapping: FieldMapping | None, note: Noted) -> Iterator[tuple[int, GroupIn]]:
+def _groups(file: Path, mapping: FieldMapping | None, note: Noted) -> Iterator[Numbered]:
     for line, row in rows_of(file):
         try:
             if isinstance(row, NoRow):
                 raise row
-            yield line, group_of(row, mapping)
+            yield Numbered((line,), group_of(row, mapping))
         except ValueError as error:
             note(Bad(file, line, reason_of(error), row.text if isinstance(row, NoRow) else row))
 
 
 def _send(
-    groups: Iterator[Numbered], total: int, run: str, service: str, note: Noted, *, keep_good: bool, quiet: bool
+    groups: Iterator[tuple[Path, Numbered]], total: int, run: str, service: str, bad: BadRows, *, quiet: bool
 ) -> dict[str, Any]:
-    sums: Counter[str] = Counter()
+    sums = Counter(dict.fromkeys(("groups", "existing", "prompts", "rollouts", "labelled", "agreeing"), 0))
     kinds: Counter[str] = Counter()
     outcomes: Counter[str] = Counter()
     with service_at(service) as refinery, progress_bar(quiet=quiet) as bar:
         task = bar.add_task(f"{run}: groups", total=total)
-        while part := list(islice(groups, GROUPS_PER_REQUEST)):
-            rows = [one.group.model_dump(mode="json") for one in part]
-            imported = refinery.import_groups(rows, run, keep_good=keep_good)
-            for one in imported.pop("rejected"):
-                place = part[one["row"]]
-                note(Bad(place.file, place.line, one["reason"], rows[one["row"]]))
+        for part in _parts(groups):
+            rows = [one.group.model_dump(mode="json") for _, one in part]
+            imported = refinery.import_groups(rows, run, keep_good=bad.are_kept)
+            for rejected in imported.pop("rejected"):
+                file, one = part[rejected["row"]]
+                for line in one.rows:  # it stands there in native form, since that is what was refused
+                    bad.add(Bad(file, line, rejected["reason"], rows[rejected["row"]]))
+            del imported["rows_rejected"]
             kinds.update(imported.pop("kinds"))
             outcomes.update(imported.pop("outcomes"))
             sums.update(imported)
@@ -159,13 +188,19 @@ def _send(
     return dict(sums) | counts | {"agreement": share, "zero_variance_share": zero_variance}
 
 
-def _noting(file: Any) -> Noted:
-    def note(bad: Bad) -> None:
-        row = {"file": str(bad.file), "line": bad.line, "reason": bad.reason, "row": bad.row}
-        file.write(json.dumps(row, default=str) + "\n")
+def _parts(groups: Iterable[tuple[Path, Numbered]]) -> Iterator[list[tuple[Path, Numbered]]]:
+    """What goes into one request."""
+    part: list[tuple[Path, Numbered]] = []
+    size = 0
+    for file, one in groups:
+        part.append((file, one))
+        size += sum(len(r.text) + BYTES_PER_TOKEN * len(r.token_ids) for r in one.group.rollouts)
+        if len(part) == GROUPS_PER_REQUEST or size > BYTES_PER_REQUEST:
+            yield part
+            part, size = [], 0
+    if part:
+        yield part
 
-    return note
 
-
-def _ignore(bad: Bad) -> None:
-    """It is told already."""
+def _told_already(bad: Bad) -> None:
+    """When the file was read for the first time."""

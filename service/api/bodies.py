@@ -6,12 +6,12 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
-import polars as pl
 import pyarrow as pa
 from fastapi import Request
 from pydantic import BaseModel
 
 from curation.choice import reason_of
+from curation.parquet import UNREADABLE, TooMuch, rows_in
 from service.api.errors import TooLarge
 from service.stages import Invalid
 
@@ -40,8 +40,13 @@ async def read_rows(request: Request, model: type[M], limit_bytes: int) -> list[
 async def sift_rows(request: Request, made_of: Callable[[Any], M], limit_bytes: int) -> Sifted[M]:
     """What `made_of` makes of the rows, where it raises no ValueError. Raises Invalid for a body that is none."""
     body = await _read(request, limit_bytes)
+    parsed = _parse(request.headers.get("content-type", ""), body, limit_bytes)
+    return await asyncio.to_thread(_sifted, parsed, made_of)  # large ones take seconds
+
+
+def _sifted(parsed: Iterator[Any], made_of: Callable[[Any], M]) -> Sifted[M]:
     sifted: Sifted[M] = Sifted([], [])
-    for number, row in enumerate(_parse(request.headers.get("content-type", ""), body)):
+    for number, row in enumerate(parsed):
         try:
             if isinstance(row, ValueError):
                 raise row
@@ -91,15 +96,15 @@ def _too_large(limit_bytes: int) -> TooLarge:
     return TooLarge("body_too_large", f"the body is larger than {limit_bytes >> 20} MiB; send it in parts")
 
 
-def _parse(content_type: str, body: bytes) -> Iterator[Any]:
-    """Rows as plain values; a ValueError in the place of a line that is no JSON."""
+def _parse(content_type: str, body: bytes, limit_bytes: int) -> Iterator[Any]:
+    """Rows as plain values; a ValueError in the place of what is none."""
     match content_type.partition(";")[0].strip():
         case "application/x-ndjson" | "application/jsonl":
             return (_json_line(line) for line in body.splitlines() if line.strip())
         case "application/vnd.apache.parquet" | "application/x-parquet":
-            return _parquet(body)
+            return _parquet(body, limit_bytes)
         case "application/json" | "":
-            return iter(_json_list(body))
+            return _json_list(body)
         case other:
             raise Invalid(
                 "unknown_content_type",
@@ -115,28 +120,20 @@ def _json_line(line: bytes) -> Any:
         return ValueError(f"not JSON: {error}")
 
 
-def _json_list(body: bytes) -> list[Any]:
+def _json_list(body: bytes) -> Iterator[Any]:
     try:
         rows = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise Invalid("not_json", f"the body is not JSON: {error}") from None
     if not isinstance(rows, list):
         raise Invalid("not_a_list", "the body must be a JSON list of rows")
-    return rows
+    yield from rows
 
 
-def _parquet(body: bytes) -> Iterator[Any]:
-    """Null cells count as absent. Rollouts may be JSON text."""
+def _parquet(body: bytes, limit_bytes: int) -> Iterator[Any]:
     try:
-        frame = pl.read_parquet(io.BytesIO(body))
-    except (pl.exceptions.PolarsError, OSError, ValueError) as error:
+        yield from rows_in(io.BytesIO(body), limit_bytes)
+    except TooMuch:
+        raise _too_large(limit_bytes) from None
+    except UNREADABLE as error:
         raise Invalid("not_parquet", f"the body is not readable as Parquet: {error}") from None
-    for row in frame.iter_rows(named=True):
-        try:
-            yield {key: _cell(key, value) for key, value in row.items() if value is not None}
-        except ValueError as error:
-            yield ValueError(f"not JSON: {error}")
-
-
-def _cell(key: str, value: Any) -> Any:
-    return json.loads(value) if key == "rollouts" and isinstance(value, str) else value

@@ -1,7 +1,10 @@
 """/v1/groups and /v1/rollouts"""
 
+import asyncio
+from collections.abc import Sequence
 from dataclasses import asdict
 from functools import partial
+from operator import itemgetter
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Query, Request
@@ -9,9 +12,8 @@ from pydantic import ValidationError
 
 from curation.choice import reason_of
 from curation.foreign import Format, MappingChange, group_of, joined, mapping_of
-from curation.recorded import RECORDED
-from service.api.bodies import MOST_REPORTED, rows_rejected, sift_rows
-from service.api.faults import faulty
+from curation.recorded import RECORDED, GroupIn, Numbered
+from service.api.bodies import rows_rejected, sift_rows
 from service.api.routes import Cursor, Limit, PartsDep
 from service.api.wire import (
     GroupDetailOut,
@@ -25,6 +27,7 @@ from service.api.wire import (
 from service.importing import import_groups, prompt_of
 from service.run_config import NAME
 from service.stages import Invalid
+from service.verifiers.panel import Panel
 
 router = APIRouter(prefix="/v1", tags=["groups"])
 
@@ -67,6 +70,22 @@ def _change(
         raise Invalid("bad_mapping", reason_of(error)) from None
 
 
+async def _judgeable(groups: Sequence[Numbered], panel: Panel) -> tuple[list[GroupIn], list[dict[str, Any]]]:
+    """Those whose verifier there is and can work with their prompt; and the rows of the others."""
+    spelled, rejected = [], []
+    for one in groups:
+        try:
+            spelled.append(one._replace(group=with_spelled_verifier(one.group, panel.catalogue)))
+        except Invalid as error:
+            rejected += [{"row": row, "reason": str(error)} for row in one.rows]
+    prompts = [prompt_of(one.group) for one in spelled]
+    faults = await panel.question_faults({p.id: p for p in prompts if p.verifier != RECORDED}.values())
+    for one, prompt in zip(spelled, prompts, strict=True):
+        if fault := faults.get(prompt.id):
+            rejected += [{"row": row, "reason": fault} for row in one.rows]
+    return [one.group for one, p in zip(spelled, prompts, strict=True) if p.id not in faults], rejected
+
+
 @router.post("/rollouts/import", status_code=201)
 async def import_rollouts(
     request: Request,
@@ -80,16 +99,18 @@ async def import_rollouts(
     those of another system by its `format`, as a JSON list, NDJSON or Parquet. They are verified by us, or, with the
     verifier `recorded`, the labels that they came with are taken. One bad row and nothing is stored, or with
     `keep_good` the others are; known groups are counted."""
-    mapping = mapping_of(format, change)
-    sifted = await sift_rows(request, partial(group_of, mapping=mapping), parts.settings.body_mib << 20)
-    rows = [(n, with_spelled_verifier(row, parts.panel.catalogue)) for n, row in joined(sifted.rows, mapping)]
-    judged = [(n, prompt_of(row)) for n, row in rows if row.verifier != RECORDED]
-    rejected = sifted.rejected + await faulty(judged, parts.panel)
-    bad = {one["row"] for one in rejected}
-    good = [row for n, row in rows if n not in bad]
-    if rejected and not (keep_good and good):
-        raise rows_rejected(rejected, len(sifted.rows) + len(sifted.rejected))
+    try:
+        mapping = mapping_of(format, change)
+    except ValueError as error:
+        raise Invalid("bad_mapping", reason_of(error)) from None
+    rows, rejected = await sift_rows(request, partial(group_of, mapping=mapping), parts.settings.body_mib << 20)
+    of = len(rows) + len(rejected)
+    whole = await asyncio.to_thread(lambda: list(joined((Numbered((n,), row) for n, row in rows), mapping)))
+    good, faulty = await _judgeable(whole, parts.panel)
+    rejected += faulty
+    if rejected and not keep_good:
+        raise rows_rejected(rejected, of)
     imported = await import_groups(
         good, run, verify=parts.panel.verify, duck=parts.store.duck, groups=parts.store.groups, now=parts.now
     )
-    return asdict(imported) | {"rows_rejected": len(rejected), "rejected": rejected[:MOST_REPORTED]}
+    return asdict(imported) | {"rows_rejected": len(rejected), "rejected": sorted(rejected, key=itemgetter("row"))}

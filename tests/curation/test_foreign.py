@@ -1,8 +1,10 @@
 """Rows of other systems' rollout files become groups; nothing is guessed, and nothing gets lost or doubled."""
 
+import contextlib
 import gzip
 import json
 from collections import Counter
+from math import nan
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +12,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from curation.choice import reason_of
 from curation.conversations import as_messages, asked_and_answered, text_of
 from curation.foreign import FieldMapping, Format, MappingChange, group_of, joined, mapping_of
-from curation.recorded import RECORDED, GroupIn, RolloutIn, merged
+from curation.recorded import RECORDED, GroupIn, Numbered, RolloutIn, merged
 
 DATA = Path(__file__).parents[3] / "shared/data"
 ATROPOS = DATA / "rollouts_atropos_rubiks/rubiks_process_results_32.jsonl.gz"
@@ -21,7 +24,8 @@ NEMO_GYM = DATA / "rollouts_nemo_gym_examples"
 
 def groups_of(rows: list[Any], format: Format, **change: Any) -> list[GroupIn]:
     mapping = mapping_of(format, MappingChange(**change))
-    return [group for _, group in joined(enumerate(group_of(row, mapping) for row in rows), mapping)]
+    made = (Numbered((n,), group_of(row, mapping)) for n, row in enumerate(rows))
+    return [one.group for one in joined(made, mapping)]
 
 
 def of_verl(step: int, prompt: str, output: str, score: float) -> dict[str, Any]:
@@ -38,15 +42,15 @@ rollouts = st.builds(
 
 @given(st.lists(rollouts, max_size=20))
 def test_merging_keeps_every_rollout_once_and_in_the_order_of_its_group(rows: list[GroupIn]) -> None:
-    whole = merged(enumerate(rows))
+    whole = merged(Numbered((n,), row) for n, row in enumerate(rows))
 
-    asked = [(group.prompt, group.policy_version) for _, group in whole]
+    asked = [(one.group.prompt, one.group.policy_version) for one in whole]
     assert len(set(asked)) == len(asked)
-    for (number, group), question in zip(whole, asked, strict=True):
-        of_it = [row for row in rows if (row.prompt, row.policy_version) == question]
-        assert list(group.rollouts) == [row.rollouts[0] for row in of_it]
-        assert rows[number] is of_it[0]
-    assert sum(len(group.rollouts) for _, group in whole) == len(rows)
+    for one, question in zip(whole, asked, strict=True):
+        of_it = [n for n, row in enumerate(rows) if (row.prompt, row.policy_version) == question]
+        assert list(one.rows) == of_it
+        assert list(one.group.rollouts) == [rows[n].rollouts[0] for n in of_it]
+    assert sum(len(one.rows) for one in whole) == len(rows)
 
 
 @given(st.floats(-3, 5), st.floats(-2, 0), st.floats(0.5, 4))
@@ -98,6 +102,10 @@ def test_completion_logs_of_trl_name_their_reward_by_being_the_only_number() -> 
     assert (group.policy_version, [r.reward for r in group.rollouts]) == (10, [1.0, 0.0])
     with pytest.raises(ValueError, match="which of accuracy_reward, format_reward is the label"):
         groups_of([row | {"format_reward": 0.5}], Format.TRL)
+    with pytest.raises(ValueError, match="which of accuracy_reward, format_reward is the label"):
+        groups_of([row | {"format_reward": 0.5, "accuracy_reward": None}], Format.TRL)
+    [unlabelled] = groups_of([row | {"accuracy_reward": nan}], Format.TRL)
+    assert unlabelled.rollouts[0].reward is None
     [named] = groups_of([row | {"format_reward": 0.5}], Format.TRL, label="format_reward")
     assert named.rollouts[0].reward == 0.5
 
@@ -136,29 +144,87 @@ def test_what_others_said_between_two_answers_is_text_and_no_tokens() -> None:
     assert (len(asked), len(answered)) == (1, 3)
 
 
-@given(st.recursive(st.none() | st.text(max_size=5) | st.integers(), lambda inner: st.lists(inner, max_size=3)))
-def test_a_text_is_found_or_refused_and_never_invented(value: Any) -> None:
+FIELDS = (
+    *("messages", "scores", "tokens", "masks", "input", "output", "score", "gts", "step", "prompt", "completion"),
+    *("reward", "answer", "role", "content", "text", "rollouts", "metadata", "token_ids", "logprobs", "tool_calls"),
+    *("responses_create_params", "response", "expected_answer"),
+)
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3) | st.sampled_from(["user", "agent"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(FIELDS), inner, max_size=5),
+    max_leaves=25,
+)
+
+
+@given(st.sampled_from(list(Format)), st.dictionaries(st.sampled_from(FIELDS), anything))
+def test_whatever_a_row_holds_it_is_a_group_or_refused(format: Format, row: dict[str, Any]) -> None:
+    try:
+        [group] = groups_of([row], format)
+    except ValueError as error:
+        reason_of(error).encode()
+    else:
+        assert all(token >= 0 for rollout in group.rollouts for token in rollout.token_ids)
+
+
+@pytest.mark.parametrize("format", list(Format))
+def test_rows_without_an_end_are_refused(format: Format) -> None:
+    deep: Any = "4"
+    for _ in range(100_000):
+        deep = [deep]
+    for field in FIELDS:
+        whole = {"prompt": "2+2?", "rollouts": [{"text": "4"}]} | of_verl(1, "2+2?", "4", 1.0)
+        with contextlib.suppress(ValueError):
+            groups_of([whole | {field: deep}], format)
+
+
+@given(anything)
+def test_a_text_is_found_or_refused_and_never_left_away(value: Any) -> None:
     try:
         text = text_of(value)
     except ValueError:
         return
-    assert "None" not in text or "None" in str(value)
+    assert all(part in text for part in _texts(value))
 
 
-@given(
-    st.sampled_from(list(Format)),
-    st.dictionaries(st.sampled_from(["messages", "scores", "tokens", "input", "prompt", "output"]), st.none()),
+def _texts(value: Any) -> list[str]:
+    """Everything in it that is said."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return _texts(value.get("content") if "role" in value else value["text"])
+    return [text for part in value or () for text in _texts(part)]
+
+
+@pytest.mark.parametrize(
+    "prompt", [[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}], None, [{"from": "a"}], 7, ""]
 )
-def test_a_row_that_is_none_is_refused_with_a_reason(format: Format, row: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"expected|there is no|Field required|valid"):
-        groups_of([row], format)
-    with pytest.raises(ValueError, match=r"expected|valid"):
-        groups_of([[row]], format)
+def test_a_prompt_that_is_no_text_is_refused(prompt: Any) -> None:
+    with pytest.raises(ValueError, match=r"a text was expected|at least 1 character"):
+        groups_of([of_verl(1, "", "4", 1.0) | {"input": prompt}], Format.VERL)
+
+
+def test_a_reference_that_is_missing_is_none_and_one_that_is_no_text_is_spelled_out() -> None:
+    for gts, said in ((None, ""), (4, "4"), (["4"], '["4"]'), ("4", "4")):
+        [group] = groups_of([of_verl(1, "2+2?", "4", 1.0) | {"gts": gts}], Format.VERL)
+        assert group.reference == said
+
+
+def test_messages_that_a_prompt_did_not_come_as_are_not_its_messages() -> None:
+    said = [{"role": "user", "content": "2+2?"}]
+    for kept in ([{"role": "user", "content": "other words"}], [{"role": "user", "content": 5}], "x", [], None):
+        assert as_messages("2+2?", {"messages": kept}) == said
 
 
 def test_labels_that_cannot_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match="is empty"):
-        FieldMapping(prompt="p", rollouts=None, label_range=(1.0, 1.0))
+    for low, high in ((1.0, 1.0), (-1e308, 1e308), (1.0, 0.0)):
+        with pytest.raises(ValueError, match="no label is between"):
+            FieldMapping(prompt="p", rollouts=None, label_range=(low, high))
+        with pytest.raises(ValueError, match="no label is between"):
+            MappingChange(lowest=low, highest=high)
+    with pytest.raises(ValueError, match="is none"):
+        FieldMapping(prompt="p", rollouts=None, reference_pattern="(")
+    with pytest.raises(ValueError, match="say themselves"):
+        mapping_of(Format.NATIVE, MappingChange(verifier="math"))
 
 
 @pytest.mark.skipif(not ATROPOS.exists(), reason="the recorded Atropos groups are not on this machine")

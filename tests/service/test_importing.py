@@ -1,12 +1,16 @@
 """Recorded rollouts: mapped, verified anew, stored once."""
 
 import gzip
+import io
 import json
+import random
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 
@@ -226,7 +230,9 @@ def test_a_verifier_that_is_named_judges_what_another_system_wrote(client: TestC
 
 def test_the_good_rows_are_kept_where_that_is_asked_for(client: TestClient) -> None:
     unreadable = ROW | {"prompt": "Which?", "reference": ""}
-    body = "\n".join([json.dumps(ROW), "{", json.dumps(ROW | {"rollouts": []}), "NaN", json.dumps(unreadable)])
+    unknown = ROW | {"verifier": "nope"}
+    bad = ["{", json.dumps(ROW | {"rollouts": []}), "NaN", json.dumps(unreadable), json.dumps(unknown)]
+    body = "\n".join([json.dumps(ROW), *bad])
     headers = {"content-type": "application/x-ndjson"}
 
     refused = client.post("/v1/rollouts/import?run=r", content=body, headers=headers)
@@ -234,9 +240,9 @@ def test_the_good_rows_are_kept_where_that_is_asked_for(client: TestClient) -> N
     nothing = client.post("/v1/rollouts/import?run=s&keep_good=true", content="{\n{", headers=headers)
 
     assert refused.json()["code"] == "rows_rejected"
-    assert (kept["groups"], kept["rows_rejected"]) == (1, 4)
-    assert [one["row"] for one in kept["rejected"]] == [1, 2, 3, 4]
-    assert nothing.status_code == 422
+    assert (kept["groups"], kept["rows_rejected"]) == (1, 5)
+    assert [one["row"] for one in kept["rejected"]] == [1, 2, 3, 4, 5]
+    assert (nothing.status_code, nothing.json()["groups"], nothing.json()["rows_rejected"]) == (201, 0, 2)
     assert [run["name"] for run in client.get("/v1/runs").json()] == ["r"]
 
 
@@ -258,3 +264,77 @@ def test_a_body_may_be_packed_but_not_without_measure(open_service: OpenService,
     assert [answer.status_code for answer in answers] == [201, 422, 413, 422, 422]
     assert answers[0].json()["groups"] == 1
     assert (other.status_code, other.json()["code"]) == (422, "unknown_content_encoding")
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"rollouts": [{"text": "A: 18", "token_ids": [2**40], "logprobs": [-1.0]}]},
+        {"rollouts": [{"text": "A: 18", "token_ids": [1, 2], "logprobs": [1e308, 1e308]}]},
+        {"rollouts": [{"text": "A: 18", "token_ids": [True]}]},
+        {"rollouts": "[" * 100_000},
+        {"metadata": "[" * 100_000},
+        {"metadata": json.loads('{"a":' * 700 + "1" + "}" * 700)},
+        {"a\ud800": 1},
+        {"policy_version": -1},
+    ],
+    ids=[
+        "a huge token",
+        "a huge sum",
+        "a truth",
+        "deep text",
+        "deep metadata",
+        "deep objects",
+        "half a letter",
+        "minus 1",
+    ],
+)
+def test_a_hostile_row_is_refused_and_told_of(client: TestClient, bad: dict[str, Any]) -> None:
+    body = json.dumps([ROW, ROW | bad])
+    refused = client.post("/v1/rollouts/import?run=r", content=body, headers={"content-type": "application/json"})
+
+    assert (refused.status_code, [one["row"] for one in refused.json()["rejected"]]) == (422, [1])
+    assert client.get("/v1/runs").json() == []
+
+
+def test_a_damaged_parquet_body_is_refused_and_harms_nobody(client: TestClient) -> None:
+    sink = io.BytesIO()
+    rows = [ROW | {"prompt": f"{n}?", "metadata": {"n": n}} for n in range(20)]
+    pl.DataFrame(rows).write_parquet(sink)
+    whole, rng = sink.getvalue(), random.Random(0)
+    headers = {"content-type": "application/vnd.apache.parquet"}
+
+    for _ in range(200):
+        body = bytearray(whole)
+        for _ in range(rng.randint(1, 8)):
+            body[rng.randrange(len(body))] = rng.randrange(256)
+        answer = client.post("/v1/rollouts/import?run=damaged", content=bytes(body), headers=headers)
+        assert answer.status_code in (201, 413, 422), answer.text
+    stored = client.post("/v1/rollouts/import?run=whole", content=whole, headers=headers)
+    assert (stored.status_code, stored.json()["groups"]) == (201, 20)
+
+
+def test_a_small_parquet_body_with_endless_rows_is_too_large(open_service: OpenService) -> None:
+    table = pa.table({"prompt": pa.array(["x" * 1000] * 100_000).dictionary_encode()})
+    sink = io.BytesIO()
+    pq.write_table(table, sink)
+    with open_service(body_mib=4) as client:
+        headers = {"content-type": "application/vnd.apache.parquet"}
+        answer = client.post("/v1/rollouts/import?run=r", content=sink.getvalue(), headers=headers)
+
+    assert len(sink.getvalue()) < 100_000
+    assert answer.status_code == 413
+
+
+def test_every_row_of_a_group_that_cannot_be_judged_is_told(client: TestClient) -> None:
+    rows = [row | {"gts": None} if row["input"] == "1 + 1?" else row for row in OF_VERL]
+
+    kept = client.post("/v1/rollouts/import?run=r&format=verl&verifier=math&keep_good=true", json=rows).json()
+
+    assert (kept["groups"], [one["row"] for one in kept["rejected"]]) == (4, [1, 6])
+
+
+def test_rows_in_native_form_are_not_mapped(client: TestClient) -> None:
+    for query in ("verifier=math", "label=x", "lowest=-1", "lowest=2&highest=1"):
+        answer = client.post(f"/v1/rollouts/import?run=r&{query}", json=[ROW])
+        assert (answer.status_code, answer.json()["code"]) == (422, "bad_mapping")
