@@ -1,6 +1,7 @@
 """A dataset in words: its card for the Hugging Face Hub, and its Croissant description for machines."""
 
 import json
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import pyarrow as pa
@@ -8,7 +9,6 @@ from pydantic import Field
 
 from curation.choice import Choice
 from curation.recipe import Shape
-from service.shapes import columns_of
 from service.store.datasets import DatasetVersion
 
 WHAT = {
@@ -27,7 +27,7 @@ TRAINER = {
 }
 SIZES = (1_000, 10_000, 100_000, 1_000_000, 10_000_000, 100_000_000)
 SIZE_NAMES = ("n<1K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M", "10M<n<100M", "n>100M")
-PARQUET = "application/vnd.apache.parquet"
+PARQUET = "application/x-parquet"
 CROISSANT_TYPES = {pa.bool_(): "sc:Boolean", pa.int32(): "cr:Int32", pa.float64(): "cr:Float64"}
 
 
@@ -125,8 +125,8 @@ def _facts(manifest: dict[str, Any]) -> list[str]:
     ]
 
 
-def croissant(dataset: DatasetVersion, url: str, licence: Licence = UNKNOWN) -> dict[str, Any]:
-    """JSON-LD (MLCommons Croissant 1.0); `url` is that of the version."""
+def croissant(dataset: DatasetVersion, url: str, columns: pa.Schema, licence: Licence = UNKNOWN) -> dict[str, Any]:
+    """JSON-LD (MLCommons Croissant 1.0); `url` is that of the version, `columns` those of its files."""
     splits = dataset.splits
     known = {"license": licence.license} if licence.license else {}
     return known | {
@@ -138,8 +138,8 @@ def croissant(dataset: DatasetVersion, url: str, licence: Licence = UNKNOWN) -> 
         "description": WHAT[dataset.recipe.shape],
         "url": url,
         "datePublished": dataset.frozen_at.date().isoformat(),
-        "distribution": [part for split in splits for part in _distribution(dataset, split, url)],
-        "recordSet": [_records(dataset, split) for split in splits],
+        "distribution": [_file(dataset, name, url) for split in splits for name in dataset.shards(split)],
+        "recordSet": [records for split in splits for records in _records(dataset, split, columns)],
     }
 
 
@@ -154,28 +154,15 @@ def _file(dataset: DatasetVersion, name: str, url: str) -> dict[str, Any]:
     }
 
 
-def _distribution(dataset: DatasetVersion, split: str, url: str) -> list[dict[str, Any]]:
-    """The files of a split, and where there are several the set of them."""
-    names = dataset.shards(split)
-    files = [_file(dataset, name, url) for name in names]
-    if len(files) == 1:
-        return files
-    whole = {
-        "@type": "cr:FileSet",
-        "@id": f"{split}-files",
-        "containedIn": [{"@id": name} for name in names],
-        "encodingFormat": PARQUET,
-        "includes": f"{split}-*.parquet",
-    }
-    return [*files, whole]
-
-
-def _records(dataset: DatasetVersion, split: str) -> dict[str, Any]:
-    names = dataset.shards(split)
-    source = {"fileObject": {"@id": names[0]}} if len(names) == 1 else {"fileSet": {"@id": f"{split}-files"}}
-    columns = columns_of(dataset.recipe)
-    fields = [_field(column, split, source | {"extract": {"column": column.name}}) for column in columns]
-    return {"@type": "cr:RecordSet", "@id": split, "name": split, "field": fields}
+def _records(dataset: DatasetVersion, split: str, columns: pa.Schema) -> Iterator[dict[str, Any]]:
+    """One for each file: Croissant's own reader finds no row in a set of Parquet files."""
+    for name in dataset.shards(split):
+        records = name.removesuffix(".parquet")
+        fields = [
+            _field(column, records, {"fileObject": {"@id": name}, "extract": {"column": column.name}})
+            for column in columns
+        ]
+        yield {"@type": "cr:RecordSet", "@id": records, "name": records, "field": fields}
 
 
 def _field(column: pa.Field, above: str, source: dict[str, Any]) -> dict[str, Any]:

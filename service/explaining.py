@@ -12,6 +12,7 @@ import polars as pl
 from curation.curate import Dropped
 from curation.explain import steps
 from service.freezing import LEFT_OUT_FILE
+from service.stages import StoreFailed
 from service.store.datasets import DatasetVersion
 from service.store.judged import Judged
 from service.store.prompts import Prompts
@@ -65,6 +66,8 @@ def _of_prompt(paths: list[Path], prompt_id: str) -> list[dict[str, Any]]:
     """The rows of a prompt, without texts and tokens."""
     if not paths:
         return []
+    if missing := [path for path in paths if not path.is_file()]:
+        raise StoreFailed(f"{missing[0]} is missing; `refinery store check` tells what else is, and a backup has it")
     frame = pl.scan_parquet(paths).filter(pl.col("prompt_id") == prompt_id)
     kept = [name for name in frame.collect_schema().names() if name not in TEXTS]
     return frame.select(kept).collect().to_dicts()

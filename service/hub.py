@@ -11,6 +11,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, constants
 from pydantic import Field
 
@@ -62,19 +63,27 @@ def _push(hub: HfApi, dataset: DatasetVersion, request: PushRequest, folder: Pat
         _refuse_another(hub, dataset, repo_id, tag)
         return {"url": url, "tag": tag, "commit": tags[tag], "pushed": False}
     files = _files(dataset, folder, url, request)
-    there = hub.list_repo_files(repo_id, repo_type="dataset")
-    stale = [name for name in sorted(there) if split_of_shard(name) and name not in files]
+    stale = _ours(hub, repo_id) - files.keys()
     made = hub.create_commit(
         repo_id,
         [
             *(CommitOperationAdd(path_in_repo=name, path_or_fileobj=content) for name, content in files.items()),
-            *(CommitOperationDelete(path_in_repo=name) for name in stale),
+            *(CommitOperationDelete(path_in_repo=name) for name in sorted(stale)),
         ],
         commit_message=f"{dataset.name}@{dataset.version}",
         repo_type="dataset",
     )
     hub.create_tag(repo_id, tag=tag, revision=made.oid, repo_type="dataset")
     return {"url": url, "tag": tag, "commit": made.oid, "pushed": True}
+
+
+def _ours(hub: HfApi, repo_id: str) -> set[str]:
+    """The Parquet files there that the last push put there."""
+    there = set(hub.list_repo_files(repo_id, repo_type="dataset"))
+    if MANIFEST not in there:
+        return set()
+    held = json.loads(Path(hub.hf_hub_download(repo_id, MANIFEST, repo_type="dataset")).read_text())
+    return {name for name in held["files"] if split_of_shard(name)} & there
 
 
 def _refuse_another(hub: HfApi, dataset: DatasetVersion, repo_id: str, tag: str) -> None:
@@ -87,9 +96,10 @@ def _refuse_another(hub: HfApi, dataset: DatasetVersion, repo_id: str, tag: str)
 def _files(dataset: DatasetVersion, folder: Path, url: str, licence: Licence) -> dict[str, Path | bytes]:
     """What goes into the repository, by name."""
     splits = [name for split in dataset.splits for name in dataset.shards(split)]
+    columns = pq.read_schema(folder / splits[0])
     told = {
         "README.md": card(dataset, licence),
-        "croissant.json": _spelled(croissant(dataset, f"{url}/resolve/v{dataset.version}", licence)),
+        "croissant.json": _spelled(croissant(dataset, f"{url}/resolve/v{dataset.version}", columns, licence)),
         MANIFEST: _spelled(dataset.manifest),
     }
     return {name: folder / name for name in splits} | {name: text.encode() for name, text in told.items()}

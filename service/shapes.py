@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
-from curation.conversations import as_messages
+from curation.conversations import MESSAGES, as_messages
 from curation.curate import LeftOut
 from curation.judged import Row
 from curation.keys import rollout_id
@@ -135,25 +135,35 @@ def columns_of(recipe: Recipe) -> pa.Schema:
 def tables_of(rows: Sequence[Row], recipe: Recipe, judged: Judged) -> Iterator[pa.Table]:
     """The rows in their order, as the recipe's columns have them, in parts."""
     schema = columns_of(recipe)
-    is_conversational = recipe.format is TextFormat.CONVERSATIONAL
-    asked_for = ["text", "metadata"] if is_conversational else ["text"]
-    if recipe.shape is Shape.PROMPTS:
-        tables = _tables_of_prompts(rows, judged, [*asked_for, "reference", "verifier"])
-    else:
-        tables = _tables(rows, recipe.shape, judged, asked_for)
-    for known, columns in tables:
-        texts: Columns = {"prompt": known["text"]}
-        if is_conversational:
-            asked = zip(known["text"].to_pylist(), known["metadata"].to_pylist(), strict=True)
-            texts = {"prompt": [as_messages(text, json.loads(metadata)) for text, metadata in asked]}
+    make = _tables_of_prompts if recipe.shape is Shape.PROMPTS else _tables
+    for columns in make(rows, recipe, judged):
+        if recipe.format is TextFormat.CONVERSATIONAL:
             columns = {name: _answered(name, values) for name, values in columns.items()}
-        yield _table(columns | texts, schema)
+        yield _table(columns, schema)
+
+
+ASKED_FOR = {
+    TextFormat.STANDARD: ("text",),
+    TextFormat.CONVERSATIONAL: ("text", f"metadata->'$.{MESSAGES}' as {MESSAGES}"),
+}
+"""Of each prompt."""
+
+
+def _asked(known: pa.Table, format: TextFormat) -> pa.ChunkedArray | pa.Array:
+    """What each prompt says, as the column has it."""
+    if format is TextFormat.STANDARD:
+        return known["text"]
+    prompts = zip(known["text"].to_pylist(), known[MESSAGES].to_pylist(), strict=True)
+    kept = (as_messages(text, {MESSAGES: json.loads(said)} if said else {}) for text, said in prompts)
+    return pa.array(list(kept), MESSAGES_TYPE)
 
 
 def _answered(name: str, values: Any) -> Any:
-    """Columns of texts as messages of an assistant; others as they are."""
+    """Columns of completions as messages of an assistant; others as they are."""
     match CONVERSATIONAL.get(name):
         case None:
+            return values
+        case _ if name == "prompt":
             return values
         case wanted if wanted == MESSAGES_TYPE:
             return _as_messages(values.combine_chunks())
@@ -167,19 +177,18 @@ def _as_messages(texts: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), message)
 
 
-def _tables(
-    rows: Sequence[Row], shape: Shape, judged: Judged, asked_for: Sequence[str]
-) -> Iterator[tuple[pa.Table, Columns]]:
-    """Of each part what is known of the prompt of each row, and the other columns."""
-    with_tokens = shape is Shape.GROUPS
+def _tables(rows: Sequence[Row], recipe: Recipe, judged: Judged) -> Iterator[Columns]:
+    """Of each part all columns, the completions as texts."""
+    with_tokens = recipe.shape is Shape.GROUPS
     parts = _parts(rows, [_bytes_of(row, with_tokens=with_tokens) for row in rows])
     asked = [list(dict.fromkeys(row.origin.prompt_id for row in part)) for part in parts]
-    prompts = judged.prompts(asked, asked_for)
+    prompts = judged.prompts(asked, ASKED_FOR[recipe.format])
     texts = judged.texts(parts, with_tokens=with_tokens)
     for part, prompt_ids, known, said in zip(parts, asked, prompts, texts, strict=True):
         place = {prompt_id: i for i, prompt_id in enumerate(prompt_ids)}
         of_row = pa.array([place[row.origin.prompt_id] for row in part])
-        yield known.take(of_row), _own(part, shape, said) | _lineage(part)
+        prompt = _asked(known, recipe.format).take(of_row)
+        yield {"prompt": prompt} | _own(part, recipe.shape, said) | _lineage(part)
 
 
 def _bytes_of(row: Row, *, with_tokens: bool) -> int:
@@ -209,15 +218,14 @@ def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
         yield _table(columns, LEFT_OUT)
 
 
-def _tables_of_prompts(
-    rows: Sequence[Row], judged: Judged, asked_for: Sequence[str]
-) -> Iterator[tuple[pa.Table, Columns]]:
+def _tables_of_prompts(rows: Sequence[Row], recipe: Recipe, judged: Judged) -> Iterator[Columns]:
     by_prompt = [list(of_prompt) for _, of_prompt in groupby(rows, key=lambda row: row.origin.prompt_id)]
     parts = _parts(by_prompt, [groups[0].group.prompt_bytes for groups in by_prompt])
     asked = [[groups[0].origin.prompt_id for groups in part] for part in parts]
-    prompts = judged.prompts(asked, asked_for)
+    prompts = judged.prompts(asked, [*ASKED_FOR[recipe.format], "reference", "verifier"])
     for part, known in zip(parts, prompts, strict=True):
-        columns: Columns = {
+        yield {
+            "prompt": _asked(known, recipe.format),
             "reference": known["reference"],
             "verifier": known["verifier"],
             "pass_rate": [_mean([reward for group in groups for reward in group.rewards]) for groups in part],
@@ -226,7 +234,6 @@ def _tables_of_prompts(
             "rollouts": [sum(len(group.indices) for group in groups) for groups in part],
             "prompt_id": [groups[0].origin.prompt_id for groups in part],
         }
-        yield known, columns
 
 
 def _own(rows: Sequence[Row], shape: Shape, said: pa.Table) -> Columns:

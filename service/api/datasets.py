@@ -13,13 +13,14 @@ import pyarrow.parquet as pq
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
+from curation.keys import digest
 from service.api.routes import IdempotencyKey, PartsDep, job_name
 from service.api.wire import DatasetIn, DatasetOut, JobOut, RowsOut
 from service.explaining import explain
 from service.hub import PushRequest, hub_of_environment
 from service.jobs import JobKind
 from service.parts import Parts
-from service.stages import Gone, Invalid, NotFound
+from service.stages import Gone, Invalid, NotFound, StoreFailed
 from service.store.datasets import DatasetVersion
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
@@ -94,7 +95,7 @@ async def explain_prompt(
 @router.head("/{name}@{version}/{split}.arrow", include_in_schema=False)
 @router.get("/{name}@{version}/{split}.arrow", response_class=StreamingResponse)
 async def get_arrow(name: str, version: str, split: str, request: Request, parts: PartsDep) -> Response:
-    """The split as an Arrow stream, made of the Parquet file while it is read: no Range."""
+    """The split as an Arrow stream, made of its Parquet files while it is read: no Range."""
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, f"{split}.arrow")
@@ -157,7 +158,8 @@ async def find(name: str, version: str, parts: Parts, *, deleted: bool = False) 
 
 def _caching(dataset: DatasetVersion, *files: str, weak: bool = False) -> dict[str, str]:
     """Weak where other software would make other bytes that mean the same."""
-    etag = f'"{"-".join(dataset.manifest["files"][file]["sha256"] for file in files)}"'
+    sums = [dataset.manifest["files"][file]["sha256"] for file in files]
+    etag = f'"{sums[0] if len(sums) == 1 else digest(*sums)}"'
     return {"etag": f"W/{etag}" if weak else etag, "cache-control": IMMUTABLE}
 
 
@@ -192,12 +194,18 @@ def path_of(dataset: DatasetVersion, file: str, parts: Parts) -> Path:
     if file not in dataset.manifest["files"]:
         names = ", ".join(dataset.manifest["files"])
         raise NotFound("file_not_found", f"{dataset.name}@{dataset.version} has no {file!r}; it has {names}")
-    return parts.dataset_root / dataset.dataset_id / file
+    path = parts.dataset_root / dataset.dataset_id / file
+    if not path.is_file():
+        raise StoreFailed(f"{path} is missing; `refinery store check` tells what else is, and a backup has it")
+    return path
 
 
 def shards_of(dataset: DatasetVersion, split: str, parts: Parts) -> list[Path]:
     """The Parquet files of a split. Raises NotFound for one that it does not have."""
-    names = dataset.shards(split) or [f"{split}.parquet"]
+    names = dataset.shards(split) or [name for name in (f"{split}.parquet",) if name in dataset.manifest["files"]]
+    if not names:
+        splits = ", ".join(dataset.splits)
+        raise NotFound("split_not_found", f"{dataset.name}@{dataset.version} has no split {split!r}; it has {splits}")
     return [path_of(dataset, name, parts) for name in names]
 
 

@@ -4,6 +4,7 @@ import asyncio
 from pathlib import Path
 from typing import Annotated, Any
 
+import pyarrow.parquet as pq
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse
 
@@ -46,7 +47,8 @@ async def get_croissant(name: str, version: str, request: Request, parts: PartsD
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, "croissant")
-    return croissant(dataset, f"{str(request.base_url).rstrip('/')}/v1/datasets/{name}@{version}")
+    columns = await asyncio.to_thread(pq.read_schema, shards_of(dataset, dataset.splits[0], parts)[0])
+    return croissant(dataset, f"{str(request.base_url).rstrip('/')}/v1/datasets/{name}@{version}", columns)
 
 
 @router.get("/{name}@{version}/diff", response_model=dict[str, Any])

@@ -13,12 +13,12 @@ import signal
 import struct
 import sys
 import sysconfig
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from service.bubblewrap import NOBODY, nameless, path_of, seccomp_program
 from service.sql.views import DATASETS, SEGMENTS, definitions
@@ -28,6 +28,7 @@ from service.store.duck import Duck
 from service.store.layout import tables_of
 from service.store.sealing import Sealer
 
+T = TypeVar("T")
 INSIDE = Path(__file__).parent / "inside"
 FRAME = struct.Struct(">cI")
 FRESH_SECONDS = 2.0
@@ -95,7 +96,7 @@ class Console:
         self._idle: list[_Child] = []
         self._free = asyncio.Semaphore(limits.processes)
         self._waiting = 0
-        self._settling: set[asyncio.Task[None]] = set()
+        self._settling: set[asyncio.Task[Any]] = set()
         self._living: set[_Child] = set()
         self._closed = False
 
@@ -109,7 +110,7 @@ class Console:
             await asyncio.to_thread(self._sealer.seal, younger_than=FRESH_SECONDS)
             with self._duck.pinned() as layout:
                 datasets = await self._datasets.versions()
-                views = definitions(layout, datasets, self._dataset_root, question.runs)
+                views = await asyncio.to_thread(definitions, layout, datasets, self._dataset_root, question.runs)
                 with child.until(question.seconds):
                     try:
                         told = await child.begin(self._request(question, views))
@@ -133,9 +134,9 @@ class Console:
         give_up = asyncio.get_running_loop().time() + CLOSE_SECONDS
         while self._living - set(self._idle) and asyncio.get_running_loop().time() < give_up:  # noqa: ASYNC110
             await asyncio.sleep(0.02)
+        await asyncio.gather(*self._settling, return_exceptions=True)
         for child in list(self._living):
             await self._ended(child)
-        await asyncio.gather(*self._settling, return_exceptions=True)
 
     def _request(self, question: Question, views: Mapping[str, Any]) -> bytes:
         config = {
@@ -172,17 +173,36 @@ class Console:
             await self._free.acquire()
         finally:
             self._waiting -= 1
+        # A start that is cut short leaves half a container behind: it goes on when whoever asked is gone.
+        start = self._task(self._next())
         try:
-            child = await self._next()
+            child = await asyncio.shield(start)
+        except asyncio.CancelledError:
+            self._task(self._kept(start))
+            raise
         except BaseException:
             self._free.release()
             raise
         try:
             yield child
         finally:
-            task = asyncio.create_task(self._settle(child))
-            self._settling.add(task)
-            task.add_done_callback(self._settling.discard)
+            self._task(self._settle(child))
+
+    def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """It ends before the console is closed."""
+        task = asyncio.create_task(work)
+        self._settling.add(task)
+        task.add_done_callback(self._settling.discard)
+        return task
+
+    async def _kept(self, start: "asyncio.Task[_Child]") -> None:
+        """What nobody waits for any more is the next one's."""
+        try:
+            self._idle.append(await start)
+        except SqlFailed:
+            pass  # the next question will say so
+        finally:
+            self._free.release()
 
     async def _next(self) -> "_Child":
         while self._idle:
@@ -232,12 +252,9 @@ class Console:
                 os.close(descriptor)
         child = _Child(process)
         self._living.add(child)
-        try:
-            is_ready = await child.is_ready()
-        except BaseException:
-            await asyncio.shield(self._ended(child))
-            raise
-        if not is_ready:
+        if self._closed:
+            child.kill()
+        if not await child.is_ready():
             await self._ended(child)
             raise SqlFailed(f"no sandbox for SQL: bubblewrap does not work with {sys.executable}; {ADVICE}")
         return child

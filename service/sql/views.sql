@@ -41,8 +41,11 @@ join (select group_id, max(seq) as newest from store.rescores group by 1) n on n
 lateral (select unnest(s.verdicts) as verdict, generate_subscripts(s.verdicts, 1) as idx) u;
 create view datasets as
 select name, version, dataset_id, coalesce(recipe->>'$.shape', 'pairs') as shape, from_json(recipe->'$.runs', '["varchar"]') as runs,
-       coalesce((manifest->>'$.files."train.parquet".rows')::bigint, 0) as train_rows,
-       coalesce((manifest->>'$.files."test.parquet".rows')::bigint, 0) as test_rows,
+       coalesce(list_sum(list_transform(
+           list_filter(json_keys(manifest->'$.files'), f -> regexp_full_match(f, 'train(-\d{5}-of-\d{5})?\.parquet')),
+           f -> (manifest->'$.files'->f->>'$.rows')::bigint)), 0)::bigint as train_rows, coalesce(list_sum(list_transform(
+           list_filter(json_keys(manifest->'$.files'), f -> regexp_full_match(f, 'test(-\d{5}-of-\d{5})?\.parquet')),
+           f -> (manifest->'$.files'->f->>'$.rows')::bigint)), 0)::bigint as test_rows,
        recipe::json as recipe, watermark, manifest::json as manifest, frozen_at, deleted_at, deletion_reason
 from store.dataset_versions;
 create view informativeness as

@@ -294,9 +294,14 @@ def test_a_split_of_several_files_is_read_like_one_of_a_single_file(
         len(visit["rows"]) for visit in other.json()["visits"] if visit["group_id"]
     ]
     assert sampled.get("/v1/datasets/parts@1/train.parquet").status_code == 404
-    assert sampled.get("/v1/datasets/parts@1/croissant").json()["recordSet"][0]["field"]
+    records = sampled.get("/v1/datasets/parts@1/croissant").json()["recordSet"]
+    assert {f"{one['name']}.parquet" for one in records} == {n for n in parts["urls"] if re.match("t.*parquet", n)}
     assert sampled.post("/v1/store/compact").status_code == 200
     question = "select dataset, count(*), count(distinct chosen), min(prompt) from pairs group by 1 order by 1"
+    sizes = "select train_rows, test_rows from datasets order by name"
+    [first, second] = sampled.post("/v1/sql", json={"sql": sizes}).json()["rows"]
+    assert first == second
+    assert first[0] == sum(map(len, read))
     [(_, *first), (_, *second)] = sampled.post("/v1/sql", json={"sql": question}).json()["rows"]
     assert first == second
 

@@ -428,6 +428,41 @@ def test_nobody_is_left_when_questions_are_cancelled_at_any_moment(stored: Path)
     assert left == set()
 
 
+def test_nobody_is_left_when_a_question_is_cancelled_while_its_process_is_made(stored: Path) -> None:
+    """The loop stands still meanwhile, so that the process is there and its maker does not know yet."""
+
+    async def cancel() -> None:
+        async with opened(stored, processes=1) as console:
+            for milliseconds in (0.5, 1, 1.5, 2, 2.5, 3, 4, 6, 10):
+                for child in console._idle:
+                    child.kill()
+                waiting = asyncio.ensure_future(asked(console, ENDLESS, seconds=60))
+                for _ in range(3):
+                    await asyncio.sleep(0)
+                time.sleep(milliseconds / 1000)  # noqa: ASYNC251 - nothing must move meanwhile
+                waiting.cancel()
+                await asyncio.gather(waiting, return_exceptions=True)
+            assert await asyncio.wait_for(asked(console, "select 1"), 60) == [[1]]
+
+    asyncio.run(cancel())
+    give_up = time.monotonic() + 30
+    while (left := containers_of(stored)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    assert left == set()
+
+
+def test_closing_while_a_process_is_made_leaves_none(stored: Path) -> None:
+    async def close() -> None:
+        async with opened(stored, processes=2) as console:
+            asking = [asyncio.ensure_future(asked(console, "select 1")) for _ in range(2)]
+            await asyncio.sleep(0)
+        await asyncio.gather(*asking, return_exceptions=True)
+        assert console._idle == []
+
+    asyncio.run(close())
+    assert containers_of(stored) == set()
+
+
 def containers_of(data: Path) -> set[str]:
     return {path.parent.name for path in Path("/proc").glob("[0-9]*/cmdline") if str(data) in _read(path)}
 
@@ -522,15 +557,20 @@ def test_no_way_around_the_runs_of_a_restricted_caller(stored: Path, sql: str) -
     assert asyncio.run(ask()) == [[0]]
 
 
-@pytest.mark.parametrize("view", ["groups", "rollouts", "verdicts", "visits", "prompt_history", "runs"])
+@pytest.mark.parametrize(
+    "view",
+    ["groups", "rollouts", "verdicts", "visits", "prompt_history", "runs", "pairs", "informativeness", "datasets"],
+)
 def test_a_condition_is_never_tried_on_the_rows_of_others(stored: Path, view: str) -> None:
+    run = "runs[1]" if view == "datasets" else "run"
+
     def failing(where: str) -> str:
-        return f"select count(*) from {view} where {where} case when run != 'r' then error('seen') else true end"
+        return f"select count(*) from {view} where {where} case when {run} != 'r' then error('seen') else true end"
 
     async def ask() -> None:
         async with opened(stored) as console:
-            [[own]] = await asked(console, f"select count(*) from {view} where run = 'r'")
-            for where in ("", "run = 'r' and", "run != 'secret' and length(run) > 0 and", "random() < 2 and"):
+            [[own]] = await asked(console, f"select count(*) from {view} where {run} = 'r'")
+            for where in ("", f"{run} = 'r' and", f"{run} != 'secret' and length({run}) > 0 and", "random() < 2 and"):
                 assert await asked(console, failing(where), runs=["r"]) == [[own]], where
             with pytest.raises(Invalid, match="seen"):
                 await asked(console, failing(""))
