@@ -14,6 +14,7 @@ import pytest
 import yaml
 from fastapi.testclient import TestClient
 
+from service import freezing, shapes
 from tests.service.hub_server import TOKEN, Hub, running_hub
 from tests.service.steps import finish, freeze, prepare, sample
 
@@ -67,6 +68,27 @@ def test_a_pushed_version_is_a_commit_a_tag_and_a_card(hub: Hub, sampled: TestCl
         assert files[split] == content(sampled, frozen, split)
     assert json.loads(files["manifest.json"])["dataset_id"] == frozen["dataset_id"]
     assert yaml.safe_load(files["README.md"].decode().split("---\n")[1])["configs"]
+
+
+def test_a_push_of_fewer_files_removes_those_of_the_last_push_and_nobody_elses(
+    hub: Hub, sampled: TestClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shapes, "ROWS_PER_PART", 5)
+    monkeypatch.setattr(freezing, "SHARD_BYTES", 1)
+    many = freeze(sampled, pairs={"kind": "all_right_with_wrong"})
+    push(sampled)
+    repository = hub.repositories[REPO]
+    head = repository.commits[repository.tags["v1"]]
+    pushed = {name for name in head if name.endswith(".parquet")}
+    assert pushed == {name for name in many["urls"] if name.startswith("train-") and name.endswith(".parquet")}
+    head["test-00000-of-00002.parquet"] = b"somebody else's"
+    monkeypatch.setattr(shapes, "ROWS_PER_PART", 10_000)
+    freeze(sampled, pairs={"kind": "one_random_pair"})
+
+    push(sampled)
+
+    files = repository.commits[repository.tags["v2"]]
+    assert {name for name in files if name.endswith(".parquet")} == {"train.parquet", "test-00000-of-00002.parquet"}
 
 
 def test_the_card_names_licence_and_sources_as_they_were_told(hub: Hub, sampled: TestClient) -> None:
