@@ -214,10 +214,19 @@ def _rows(paths: list[Path], offset: int, length: int) -> RowsOut:
     total = frame.select(pl.len()).collect().item()
     page = frame.slice(offset, length).collect()
     features = [
-        {"feature_idx": i, "name": name, "type": {"dtype": str(dtype).lower(), "_type": "Value"}}
-        for i, (name, dtype) in enumerate(page.schema.items())
+        {"feature_idx": i, "name": field.name, "type": _feature(field.type)}
+        for i, field in enumerate(pq.read_schema(paths[0]))
     ]
     rows = [
         {"row_idx": offset + i, "row": row, "truncated_cells": []} for i, row in enumerate(page.iter_rows(named=True))
     ]
     return RowsOut(features=features, rows=rows, num_rows_total=total, num_rows_per_page=100)
+
+
+def _feature(kind: pa.DataType) -> dict[str, Any]:
+    """As the library `datasets` calls it."""
+    if pa.types.is_list(kind):
+        return {"feature": _feature(kind.value_type), "_type": "List"}
+    if pa.types.is_struct(kind):
+        return {part.name: _feature(part.type) for part in kind}
+    return {"dtype": {"double": "float64", "float": "float32"}.get(str(kind), str(kind)), "_type": "Value"}

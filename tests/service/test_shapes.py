@@ -5,8 +5,10 @@ import json
 import re
 from typing import Any
 
+import datasets
 import polars as pl
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from fastapi.testclient import TestClient
 from trl.data_utils import is_conversational
@@ -231,6 +233,9 @@ def test_a_conversational_dataset_is_described_and_read_like_any_other(shape: Sh
     told = {one["column_name"]: one for one in sampled.get("/v1/datasets/d@1/statistics").json()["statistics"]}
     [records, _] = sampled.get("/v1/datasets/d@1/croissant").json()["recordSet"]
 
+    file = pq.read_schema(io.BytesIO(sampled.get(frozen["urls"]["train.parquet"]).content))
+    features = {feature["name"]: feature["type"] for feature in page["features"]}
+    assert features == datasets.Features.from_arrow_schema(file).to_dict()
     assert [row["row"] for row in page["rows"]] == arrow[:2] == list(map(json.loads, lines[:2]))
     assert told["prompt"]["column_type"] == "list"
     fields = {field["name"]: field for field in records["field"]}
