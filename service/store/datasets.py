@@ -1,5 +1,6 @@
 """Frozen dataset versions: what they were made from and where their bytes are."""
 
+import asyncio
 import json
 import re
 from dataclasses import dataclass
@@ -13,6 +14,8 @@ from service.stages import NotFound
 from service.store.duck import Duck
 from service.store.transaction import Row, Transaction
 
+MOST_LIVE = 256
+"""Versions that are known without asking the store."""
 SHARD = re.compile(rf"({'|'.join(Split)})(-\d{{5}}-of-\d{{5}})?\.parquet")
 
 
@@ -49,6 +52,9 @@ class DatasetVersion:
 class Datasets:
     def __init__(self, duck: Duck) -> None:
         self._duck = duck
+        self._live: dict[tuple[str, int], DatasetVersion] = {}
+        """Asked for lately. All that ever changes of a version is that it is deleted, which is done here."""
+        self._deletions = 0
 
     async def register(
         self, name: str, dataset_id: str, recipe: Recipe, watermark: int, manifest: dict[str, Any], now: datetime
@@ -88,10 +94,18 @@ class Datasets:
         return _version_of(rows[0]) if rows else None
 
     async def get(self, name: str, version: int) -> DatasetVersion:
+        if known := self._live.get((name, version)):
+            return known
+        deletions = self._deletions
         rows = await self._duck.read("select * from dataset_versions where name = ? and version = ?", [name, version])
         if not rows:
             raise NotFound("dataset_not_found", f"there is no dataset {name}@{version}")
-        return _version_of(rows[0])
+        found = _version_of(rows[0])
+        if found.deleted_at is None and deletions == self._deletions:
+            if len(self._live) >= MOST_LIVE:
+                self._live.clear()
+            self._live[name, version] = found
+        return found
 
     async def versions(self, name: str | None = None) -> list[DatasetVersion]:
         """Oldest version first, of one name or of all."""
@@ -115,7 +129,13 @@ class Datasets:
             left = "select count(*) from dataset_versions where dataset_id = ? and deleted_at is null"
             return bool(tx.rows(left, [dataset_id])[0][0] == 0)
 
-        return await self._duck.write(operation)
+        def forget(_: Any) -> None:
+            self._deletions += 1
+            self._live.pop((name, version), None)
+
+        deletion = asyncio.ensure_future(self._duck.write(operation))
+        deletion.add_done_callback(forget)  # also when nobody waits any more
+        return await asyncio.shield(deletion)
 
 
 def _version_of(row: Row) -> DatasetVersion:
