@@ -8,7 +8,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, NamedTuple, TextIO
 
 import typer
 
@@ -118,25 +118,28 @@ def _mapping(
 
 
 class BadRows:
-    """Counted, and kept in a file if there is one."""
+    """Counted, and kept in a file if one is named; it is made when there is something to keep."""
 
     def __init__(self, file: Path | None) -> None:
         self.count = 0
         self.first: list[Bad] = []
-        self.are_kept = file is not None
-        self._file = None
-        if file is not None:
-            with written(file):
-                self._file = file.open("x")
+        self._path = file
+        self._file: TextIO | None = None
+
+    @property
+    def are_kept(self) -> bool:
+        return self._path is not None
 
     def add(self, bad: Bad) -> None:
         self.count += 1
         if len(self.first) < MOST_TOLD:
             self.first.append(bad)
-        if self._file:
+        if self._path is not None:
             row = {"file": str(bad.file), "line": bad.line, "reason": bad.reason, "row": bad.row}
-            self._file.write(json.dumps(row, default=str) + "\n")
-            self._file.flush()
+            with written(self._path):
+                self._file = self._file or self._path.open("x")
+                self._file.write(json.dumps(row, default=str) + "\n")
+                self._file.flush()
 
     def close(self) -> None:
         if self._file:

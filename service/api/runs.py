@@ -58,6 +58,9 @@ async def request_rollouts(
         raise Invalid("imported_run", f"run {run!r} holds recorded rollouts; sample into a run of its own")
     named = await parts.store.prompts.get(body.prompts) if body.prompts else {}
     check(body, config, has_prompts=bool(named or await parts.store.prompts.page(config.prompt_set, "", 1)))
+    if unjudged := await parts.store.prompts.judged_elsewhere(config.prompt_set):
+        detail = f"{unjudged} prompts of {config.prompt_set!r} came with labels and no verifier; add them with one"
+        raise Invalid("recorded_prompts", detail)
     parts.engines.engine_of(config.policy)  # refuses now, not in the job, when the policy is not loaded
     job_id = job_name(JobKind.ROLLOUTS, run, idempotency_key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))

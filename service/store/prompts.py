@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import NamedTuple
 
 from curation.keys import canonical_json
+from curation.recorded import RECORDED
 from curation.records import Prompt
 from service.stages import NotFound
 from service.store.duck import Duck
@@ -40,6 +41,13 @@ class Prompts:
             [prompt_set],
         )
         return {row["prompt_id"]: prompt_of(row) for row in rows}
+
+    async def judged_elsewhere(self, prompt_set: str) -> int:
+        """How many prompts of the set no verifier can judge: their rollouts came with labels."""
+        sql = (
+            "select count(*) as n from prompts join prompt_sets using (prompt_id) where prompt_set = ? and verifier = ?"
+        )
+        return int((await self._duck.read(sql, [prompt_set, RECORDED]))[0]["n"])
 
     async def page(self, prompt_set: str | None, after: str, limit: int) -> list[Prompt]:
         """Prompts in the order of their ids, those after `after`."""

@@ -217,6 +217,9 @@ def test_labels_of_another_system_are_taken_until_somebody_asks_a_verifier(clien
     judged = finish(client, client.post("/v1/runs/r/rescore", json={"verifier": "math"}).json())
     assert judged["result"]["groups"] == 5
     assert client.post("/v1/prompts", json=[{"prompt": "p", "verifier": "recorded"}]).status_code == 422
+    client.post("/v1/runs", json={"name": "again", "policy": "policy", "prompt_set": "r"})
+    sampled = client.post("/v1/runs/again/rollouts", json={"passes": 1})
+    assert (sampled.status_code, sampled.json()["code"]) == (422, "recorded_prompts")
 
 
 def test_a_verifier_that_is_named_judges_what_another_system_wrote(client: TestClient) -> None:
