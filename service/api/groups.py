@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import asdict
-from functools import partial
+from functools import cache, partial
 from operator import itemgetter
 from typing import Annotated, Any
 
@@ -22,6 +22,7 @@ from service.api.wire import (
     RescoreOut,
     RolloutOut,
     decode_cursor,
+    spelled_verifier,
     with_spelled_verifier,
 )
 from service.importing import import_groups, prompt_of
@@ -73,9 +74,10 @@ def _change(
 async def _judgeable(groups: Sequence[Numbered], panel: Panel) -> tuple[list[GroupIn], list[dict[str, Any]]]:
     """Those whose verifier there is and can work with their prompt; and the rows of the others."""
     spelled, rejected = [], []
+    spell = cache(partial(spelled_verifier, catalogue=panel.catalogue))
     for one in groups:
         try:
-            spelled.append(one._replace(group=with_spelled_verifier(one.group, panel.catalogue)))
+            spelled.append(one._replace(group=with_spelled_verifier(one.group, spell)))
         except Invalid as error:
             rejected += [{"row": row, "reason": str(error)} for row in one.rows]
     prompts = [prompt_of(one.group) for one in spelled]

@@ -1,5 +1,6 @@
 """/v1/prompts"""
 
+from functools import cache, partial
 from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
@@ -14,6 +15,7 @@ from service.api.wire import (
     PromptOut,
     PromptsAdded,
     decode_cursor,
+    spelled_verifier,
     with_spelled_verifier,
 )
 from service.run_config import NAME
@@ -30,7 +32,8 @@ async def add_prompts(request: Request, parts: PartsDep, prompt_set: SetName = "
     fault.
     """
     rows = await read_rows(request, PromptIn, parts.settings.body_mib << 20)
-    added = [with_spelled_verifier(row, parts.panel.catalogue).record() for row in rows]
+    spell = cache(partial(spelled_verifier, catalogue=parts.panel.catalogue))
+    added = [with_spelled_verifier(row, spell).record() for row in rows]
     await refuse_faulty(added, parts.panel)
     result = await parts.store.prompts.add(added, prompt_set, parts.now())
     return PromptsAdded(prompt_set=prompt_set, added=result.added, existing=result.existing)

@@ -2,7 +2,7 @@
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Annotated, Any, Generic, Self, TypeVar
@@ -71,11 +71,11 @@ class PromptIn(Choice):
 Judged = TypeVar("Judged", PromptIn, GroupIn)
 
 
-def with_spelled_verifier(row: Judged, catalogue: Catalogue) -> Judged:
-    """The row with the canonical name of its verifier. Raises Invalid for a name of none."""
+def with_spelled_verifier(row: Judged, spelled: Callable[[str], str]) -> Judged:
+    """The row with the canonical name of its verifier, as `spelled` gives it."""
     if isinstance(row, GroupIn) and row.verifier == RECORDED:
         return row
-    return row.model_copy(update={"verifier": spelled_verifier(row.verifier, catalogue)})
+    return row.model_copy(update={"verifier": spelled(row.verifier)})
 
 
 def spelled_verifier(name: str, catalogue: Catalogue) -> str:
