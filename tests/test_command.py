@@ -6,19 +6,18 @@ import signal
 import subprocess
 import sys
 import time
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import polars as pl
 import pytest
 
+from tests.extensions import extension
 from tests.processes import ENVIRONMENT, Service, serving
 from trainers.client import Refinery, RefineryError
 from trainers.tasks import LEVELS, distinct
 
-# With a network DuckDB fetches this extension by itself.
-HTTPFS = next(Path(str(files("duckdb_extension_httpfs"))).rglob("*.duckdb_extension"))
+HTTPFS = extension("duckdb_extension_httpfs")
 RUN = {
     "name": "r",
     "policy": "policy",

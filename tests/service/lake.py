@@ -12,7 +12,6 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.resources import files
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ import pyarrow as pa
 
 from service.store.layout import SCHEMA_VERSION, quoted
 from service.store.segments import Segments
+from tests.extensions import extension
 
 EXTENSIONS = ("duckdb_extension_ducklake", "duckdb_extension_postgres_scanner")
 # Debian keeps them off the PATH.
@@ -58,9 +58,8 @@ def postgres() -> Iterator[Path]:
 def attached(server: Path, name: str, version: int | None = None) -> duckdb.DuckDBPyConnection:
     """A connection with this lake as `lake`: as it is, or for good as it was at a version."""
     connection = duckdb.connect()
-    for extension in EXTENSIONS:
-        [path] = Path(str(files(extension))).rglob("*.duckdb_extension")
-        connection.load_extension(str(path))
+    for package in EXTENSIONS:
+        connection.load_extension(str(extension(package)))
     options = [f"data_path {quoted(str(server / name))}", f"metadata_schema {quoted(name)}"]
     if version is not None:
         options.append(f"snapshot_version {version}")

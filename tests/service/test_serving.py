@@ -7,7 +7,6 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
-from importlib.resources import files
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -18,6 +17,7 @@ import httpx2
 import polars as pl
 import pytest
 
+from tests.extensions import extension
 from tests.processes import serving
 
 PROMPTS, BYTES = 100, 30_000
@@ -90,7 +90,7 @@ def test_polars_scans_the_very_same_rows_and_columns_of_them(served: Served) -> 
 
 def test_duckdb_reads_the_very_same_rows(served: Served) -> None:
     pytest.importorskip("duckdb_extension_httpfs", reason="DuckDB reads no URL without duckdb-extension-httpfs")
-    httpfs = next(Path(str(files("duckdb_extension_httpfs"))).rglob("*.duckdb_extension"))
+    httpfs = extension("duckdb_extension_httpfs")
     with duckdb.connect() as connection:
         connection.execute(f"load '{httpfs}'")
         assert connection.sql(f"from '{served.url}'").pl().to_dicts() == served.rows

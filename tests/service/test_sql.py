@@ -422,10 +422,7 @@ def test_nobody_is_left_when_questions_are_cancelled_at_any_moment(stored: Path)
         await asyncio.gather(still, return_exceptions=True)
 
     asyncio.run(cancel())
-    give_up = time.monotonic() + 30  # one that was still starting ends once it has started
-    while (left := containers_of(stored)) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert left == set()
+    assert left_of(stored) == set()
 
 
 def test_nobody_is_left_when_a_question_is_cancelled_while_its_process_is_made(stored: Path) -> None:
@@ -445,10 +442,7 @@ def test_nobody_is_left_when_a_question_is_cancelled_while_its_process_is_made(s
             assert await asyncio.wait_for(asked(console, "select 1"), 60) == [[1]]
 
     asyncio.run(cancel())
-    give_up = time.monotonic() + 30
-    while (left := containers_of(stored)) and time.monotonic() < give_up:
-        time.sleep(0.1)
-    assert left == set()
+    assert left_of(stored) == set()
 
 
 def test_closing_while_a_process_is_made_leaves_none(stored: Path) -> None:
@@ -461,6 +455,14 @@ def test_closing_while_a_process_is_made_leaves_none(stored: Path) -> None:
 
     asyncio.run(close())
     assert containers_of(stored) == set()
+
+
+def left_of(data: Path) -> set[str]:
+    """Containers that do not end by themselves; one that was still starting does, once it has started."""
+    give_up = time.monotonic() + 30
+    while (left := containers_of(data)) and time.monotonic() < give_up:
+        time.sleep(0.1)
+    return left
 
 
 def containers_of(data: Path) -> set[str]:
