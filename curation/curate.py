@@ -16,7 +16,7 @@ from typing import assert_never
 
 from curation import pairs as rules
 from curation import pods
-from curation.cuts import Cut, cut
+from curation.cuts import Cut, cut, cut_alone
 from curation.judged import JudgedGroup, Origin, Row, row_of
 from curation.keys import rng_for
 from curation.pairs import IndexPair, Scored
@@ -27,6 +27,7 @@ from curation.recipe import (
     BestWithRandom,
     BestWithWorst,
     FirstRightFirstWrong,
+    GroupRule,
     KeepAll,
     KRandomPairs,
     MaxReward,
@@ -117,7 +118,7 @@ def curate(groups: Iterable[JudgedGroup], recipe: Recipe, contaminated: Collecti
     return Curated(kept, left_out, count)
 
 
-def _why(reason: Dropped, group: JudgedGroup, recipe: Recipe) -> str:
+def _why(reason: Dropped, group: JudgedGroup, recipe: GroupRule) -> str:
     match reason:
         case Dropped.OTHER_POLICY_VERSION:
             return f"policy version {group.origin.policy_version}"
@@ -133,7 +134,7 @@ def _why(reason: Dropped, group: JudgedGroup, recipe: Recipe) -> str:
             return "rewards " + " ".join(f"{scored.reward:g}" for scored in eligible(group, recipe))
 
 
-def of_group(group: JudgedGroup, recipe: Recipe) -> list[Row] | Dropped:
+def of_group(group: JudgedGroup, recipe: GroupRule) -> list[Row] | Dropped:
     """At least one row, or the reason why there is none."""
     if reason := _left_out(group, recipe):
         return reason
@@ -142,11 +143,20 @@ def of_group(group: JudgedGroup, recipe: Recipe) -> list[Row] | Dropped:
     return found if isinstance(found, Dropped) or group.has_text or recipe.shape is Shape.PROMPTS else Dropped.NO_TEXT
 
 
-def _rows(group: JudgedGroup, recipe: Recipe) -> list[Row] | Dropped:
+def rows_alone(group: JudgedGroup, recipe: GroupRule) -> list[Row]:
+    """The rows that a dataset would hold of the group, whatever other groups there are; maybe none."""
+    found = of_group(group, recipe)
+    return [] if isinstance(found, Dropped) else cut_alone(found, recipe)[0]
+
+
+def _rows(group: JudgedGroup, recipe: GroupRule) -> list[Row] | Dropped:
     scored_G = eligible(group, recipe)
     match recipe.shape:
         case Shape.PROMPTS:
             return [row_of(group, _slots(scored_G))] if scored_G else Dropped.UNSCORED
+        case Shape.GROUPS if recipe.zero_variance:
+            kept_G = down_sample(scored_G, group.origin.group_id, recipe)
+            return [_whole(group, kept_G, scored_G, recipe)] if scored_G else Dropped.UNSCORED
         case Shape.PAIRS | Shape.GROUPS:
             return _teaches_nothing(scored_G) or _contrasts(group, scored_G, recipe) or Dropped.NO_PAIR
         case Shape.LABELLED | Shape.RIGHT:
@@ -155,17 +165,20 @@ def _rows(group: JudgedGroup, recipe: Recipe) -> list[Row] | Dropped:
             assert_never(recipe.shape)
 
 
-def _contrasts(group: JudgedGroup, scored_G: Sequence[Scored], recipe: Recipe) -> list[Row]:
+def _contrasts(group: JudgedGroup, scored_G: Sequence[Scored], recipe: GroupRule) -> list[Row]:
     """Rows that hold different rewards; none where down-sampling or the rule left no difference."""
     kept_G = down_sample(scored_G, group.origin.group_id, recipe)
     if recipe.shape is Shape.PAIRS:
         return [row_of(group, pair) for pair in _pair(kept_G, group.origin.group_id, recipe)]
-    if _teaches_nothing(kept_G):
-        return []
-    return [row_of(group, _slots(kept_G), _advantages(kept_G, scored_G, recipe))]
+    return [] if _teaches_nothing(kept_G) else [_whole(group, kept_G, scored_G, recipe)]
 
 
-def _singles(group: JudgedGroup, scored_G: Sequence[Scored], recipe: Recipe) -> list[Row] | Dropped:
+def _whole(group: JudgedGroup, kept_G: Sequence[Scored], scored_G: Sequence[Scored], recipe: GroupRule) -> Row:
+    """Everything that is kept of the group as one row."""
+    return row_of(group, _slots(kept_G), _advantages(kept_G, scored_G, recipe))
+
+
+def _singles(group: JudgedGroup, scored_G: Sequence[Scored], recipe: GroupRule) -> list[Row] | Dropped:
     """A row for each kept rollout, or each that is right."""
     kept_G = down_sample(scored_G, group.origin.group_id, recipe)
     if recipe.shape is Shape.RIGHT:
@@ -177,7 +190,7 @@ def _slots(scored_G: Sequence[Scored]) -> list[int]:
     return [scored.slot for scored in scored_G]
 
 
-def _advantages(kept_G: Sequence[Scored], scored_G: Sequence[Scored], recipe: Recipe) -> list[float]:
+def _advantages(kept_G: Sequence[Scored], scored_G: Sequence[Scored], recipe: GroupRule) -> list[float]:
     """One for each kept rollout."""
     if recipe.advantages_over is AdvantagesOver.KEPT:
         return pods.advantages([s.reward for s in kept_G])
@@ -185,7 +198,7 @@ def _advantages(kept_G: Sequence[Scored], scored_G: Sequence[Scored], recipe: Re
     return [of_slot[s.slot] for s in kept_G]
 
 
-def _left_out(group: JudgedGroup, recipe: Recipe) -> Dropped | None:
+def _left_out(group: JudgedGroup, recipe: GroupRule) -> Dropped | None:
     if recipe.policy_versions is not None:
         first, last = recipe.policy_versions
         if not first <= group.origin.policy_version <= last:
@@ -207,7 +220,7 @@ def _teaches_nothing(scored_G: Sequence[Scored]) -> Dropped | None:
             return None
 
 
-def eligible(group: JudgedGroup, recipe: Recipe) -> list[Scored]:
+def eligible(group: JudgedGroup, recipe: GroupRule) -> list[Scored]:
     """The scored rollouts that the recipe lets in, in sampling order."""
     columns = zip(group.rewards_G, group.outcomes_G, group.truncated_G, group.characters_G, strict=True)
     return [
@@ -219,7 +232,7 @@ def eligible(group: JudgedGroup, recipe: Recipe) -> list[Scored]:
     ]
 
 
-def down_sample(scored_G: Sequence[Scored], group_id: str, recipe: Recipe) -> list[Scored]:
+def down_sample(scored_G: Sequence[Scored], group_id: str, recipe: GroupRule) -> list[Scored]:
     """The rollouts that are kept; a group that is not larger than `keep` is kept whole."""
     choice = recipe.down_sampling
     if isinstance(choice, KeepAll) or choice.keep >= len(scored_G):
@@ -244,7 +257,7 @@ def down_sample(scored_G: Sequence[Scored], group_id: str, recipe: Recipe) -> li
     return [scored_G[i] for i in kept]
 
 
-def _pair(scored_G: Sequence[Scored], group_id: str, recipe: Recipe) -> list[IndexPair]:
+def _pair(scored_G: Sequence[Scored], group_id: str, recipe: GroupRule) -> list[IndexPair]:
     rule = recipe.pairs
     match rule:
         case FirstRightFirstWrong():

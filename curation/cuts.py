@@ -11,7 +11,7 @@ from enum import StrEnum, auto
 
 from curation.judged import Row
 from curation.keys import digest
-from curation.recipe import Recipe, Shape
+from curation.recipe import GroupRule, Recipe, Shape
 
 TENTHS = 10
 
@@ -29,36 +29,47 @@ class Cut(StrEnum):
     LIMIT = auto()
 
 
-def cut(rows: Sequence[Row], recipe: Recipe) -> tuple[list[Row], list[tuple[Row, Cut, str]]]:
-    """The rows that stay, in their order; and those that do not, each with its reason and the numbers behind it."""
-    kept = list(rows)
-    left_out: list[tuple[Row, Cut, str]] = []
+LeftOutRows = list[tuple[Row, Cut, str]]
+"""Each with its reason and the numbers behind it."""
+Faults = dict[int, str]
+"""What speaks against a row, by its place."""
+
+
+def cut(rows: Sequence[Row], recipe: Recipe) -> tuple[list[Row], LeftOutRows]:
+    """The rows that stay, in their order; and those that do not."""
+    kept, left_out = cut_alone(rows, recipe)
     for reason, fates in (
-        (Cut.NEITHER, _neither),
-        (Cut.TOO_LONG, _too_long),
-        (Cut.LENGTH_RATIO, _uneven),
         (Cut.DUPLICATE, _duplicate),
         (Cut.PER_PROMPT, _over_per_prompt),
         (Cut.PER_DIFFICULTY, _over_per_difficulty),
         (Cut.LIMIT, _over_limit),
     ):
-        faults = fates(kept, recipe)
-        left_out += [(row, reason, faults[place]) for place, row in enumerate(kept) if place in faults]
-        kept = [row for place, row in enumerate(kept) if place not in faults]
+        kept, cuts = _parted(kept, reason, fates(kept, recipe))
+        left_out += cuts
     return kept, left_out
 
 
-Faults = dict[int, str]
-"""What speaks against a row, by its place."""
+def cut_alone(rows: Sequence[Row], recipe: GroupRule) -> tuple[list[Row], LeftOutRows]:
+    """The same by the limits that look at one row only."""
+    kept, left_out = list(rows), LeftOutRows()
+    for reason, fates in ((Cut.NEITHER, _neither), (Cut.TOO_LONG, _too_long), (Cut.LENGTH_RATIO, _uneven)):
+        kept, cuts = _parted(kept, reason, fates(kept, recipe))
+        left_out += cuts
+    return kept, left_out
 
 
-def _neither(rows: list[Row], recipe: Recipe) -> Faults:
+def _parted(rows: list[Row], reason: Cut, faults: Faults) -> tuple[list[Row], LeftOutRows]:
+    kept = [row for place, row in enumerate(rows) if place not in faults]
+    return kept, [(row, reason, faults[place]) for place, row in enumerate(rows) if place in faults]
+
+
+def _neither(rows: list[Row], recipe: GroupRule) -> Faults:
     if recipe.shape is not Shape.LABELLED:
         return {}
     return {place: f"reward {row.rewards[0]:g}" for place, row in enumerate(rows) if 0.0 < row.rewards[0] < 1.0}
 
 
-def _too_long(rows: list[Row], recipe: Recipe) -> Faults:
+def _too_long(rows: list[Row], recipe: GroupRule) -> Faults:
     limit = recipe.max_tokens
     if limit is None:
         return {}
@@ -66,7 +77,7 @@ def _too_long(rows: list[Row], recipe: Recipe) -> Faults:
     return {place: f"{length} tokens, at most {limit}" for place, length in enumerate(longest) if length > limit}
 
 
-def _uneven(rows: list[Row], recipe: Recipe) -> Faults:
+def _uneven(rows: list[Row], recipe: GroupRule) -> Faults:
     limit = recipe.max_length_ratio
     if limit is None:
         return {}

@@ -175,10 +175,11 @@ def random_subset(rewards: Sequence[float], keep: int, rng: random.Random) -> li
 def advantages(rewards: Sequence[float], epsilon: float = 1e-4) -> list[float]:
     """(r - mean) / (sample std + epsilon), over the rewards given: select first, then normalise.
 
-    A single reward has no spread to compare with: its advantage is 0.
+    Rewards that agree, or a single one, have no spread to compare with: their advantages are 0, whatever the mean is
+    rounded to.
     """
     values = np.asarray(rewards, dtype=np.float64)
-    if len(values) < 2:
+    if len(set(rewards)) < 2:
         return [0.0] * len(values)
     return [float(a) for a in (values - values.mean()) / (values.std(ddof=1) + epsilon)]
 

@@ -1,7 +1,7 @@
 """A recipe: everything that turns stored groups into a dataset, versioned by its hash."""
 
 from enum import StrEnum, auto
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -139,11 +139,9 @@ class Decontamination(Choice):
     a still shorter one counts where it is all of a prompt."""
 
 
-class Recipe(Choice):
-    """From the groups of some runs to a dataset."""
+class GroupRule(Choice):
+    """From a group to its rows: what can be said of each group alone."""
 
-    runs: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(lambda runs: tuple(sorted(runs)))]
-    """Names of the runs whose groups are read; their order says nothing."""
     policy_versions: tuple[int, int] | None = None
     """First and last policy version to take groups from; None takes all."""
     shape: Shape = Shape.PAIRS
@@ -156,13 +154,45 @@ class Recipe(Choice):
     policy never wrote."""
     verifier: str | None = None
     """Label of the verdicts to use, ``math@1``; None takes the newest of each group."""
-    decontaminate: Decontamination | None = None
     advantages_over: AdvantagesOver = AdvantagesOver.KEPT
+    zero_variance: bool = False
+    """True lets groups in whose rewards agree, with advantages of 0, as plain GRPO trains on them."""
     format: TextFormat = TextFormat.STANDARD
     max_tokens: int | None = Field(None, ge=1)
     """Leaves out rows with a longer completion; bytes count where tokens were not recorded."""
     max_length_ratio: float | None = Field(None, ge=1)
     """Leaves out pairs of which one side has more than so many times the characters of the other."""
+    seed: int = 0
+
+    @model_validator(mode="after")
+    def _options_go_with_the_shape(self) -> Self:
+        if self.shape is Shape.PROMPTS:
+            _refuse_limits(self, "max_tokens", "max_length_ratio")
+        if self.shape is not Shape.PAIRS and self.max_length_ratio:
+            raise ValueError("max_length_ratio compares the two sides of a pair")
+        if self.shape is not Shape.PAIRS and self.pairs != FirstRightFirstWrong():
+            raise ValueError(f"pairs is a rule for shape pairs, not for {self.shape}")
+        if self.shape is not Shape.GROUPS and self.advantages_over is not AdvantagesOver.KEPT:
+            raise ValueError("advantages_over is for shape groups")
+        if self.shape is not Shape.GROUPS and self.zero_variance:
+            raise ValueError("zero_variance is for shape groups")
+        if self.shape is Shape.PROMPTS and self.down_sampling != KeepAll():
+            raise ValueError("a row of shape prompts stands for all rollouts of a prompt: nothing is down-sampled")
+        return self
+
+    @model_validator(mode="after")
+    def _versions_in_order(self) -> Self:
+        if self.policy_versions and self.policy_versions[0] > self.policy_versions[1]:
+            raise ValueError(f"policy_versions {self.policy_versions} end before they begin")
+        return self
+
+
+class Recipe(GroupRule):
+    """From the groups of some runs to a dataset."""
+
+    runs: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(lambda runs: tuple(sorted(runs)))]
+    """Names of the runs whose groups are read; their order says nothing."""
+    decontaminate: Decontamination | None = None
     unique: bool = False
     """Of rows with the same texts only that of the newest policy version stays."""
     per_prompt: int | None = Field(None, ge=1)
@@ -173,38 +203,32 @@ class Recipe(Choice):
     """Keep at most so many rows, drawn by the seed."""
     test_share: float = Field(0.0, ge=0, lt=1)
     """Share of prompts that go to the test split; no prompt is in both."""
-    seed: int = 0
 
     @model_validator(mode="after")
-    def _options_go_with_the_shape(self) -> "Recipe":
-        limits = ("max_tokens", "max_length_ratio", "unique", "per_prompt", "per_difficulty", "max_pairs")
-        if self.shape is Shape.PROMPTS and (given := [name for name in limits if getattr(self, name)]):
-            raise ValueError(
-                f"a row of shape prompts stands for all groups of a prompt: {', '.join(given)} limits none"
-            )
-        if self.shape is not Shape.PAIRS and self.max_length_ratio:
-            raise ValueError("max_length_ratio compares the two sides of a pair")
-        if self.shape is not Shape.PAIRS and self.pairs != FirstRightFirstWrong():
-            raise ValueError(f"pairs is a rule for shape pairs, not for {self.shape}")
-        if self.shape is not Shape.GROUPS and self.advantages_over is not AdvantagesOver.KEPT:
-            raise ValueError("advantages_over is for shape groups")
-        if self.shape is Shape.PROMPTS and self.down_sampling != KeepAll():
-            raise ValueError("a row of shape prompts stands for all rollouts of a prompt: nothing is down-sampled")
+    def _limits_go_with_the_shape(self) -> Self:
+        if self.shape is Shape.PROMPTS:
+            _refuse_limits(self, "unique", "per_prompt", "per_difficulty", "max_pairs")
         return self
 
     @model_validator(mode="after")
-    def _versions_in_order(self) -> "Recipe":
-        if self.policy_versions and self.policy_versions[0] > self.policy_versions[1]:
-            raise ValueError(f"policy_versions {self.policy_versions} end before they begin")
+    def _runs_once(self) -> Self:
         if len(set(self.runs)) < len(self.runs):
             raise ValueError("a run is named twice: its pairs would be doubled")
         return self
 
     @property
     def hash(self) -> str:
-        return digest(canonical_json(self.model_dump(mode="json")))
+        # A field that came later counts once it says something: older recipes keep their names.
+        silent = set() if self.zero_variance else {"zero_variance"}
+        return digest(canonical_json(self.model_dump(mode="json", exclude=silent)))
 
     def dataset_id(self, watermark: int, contamination: str = "") -> str:
         """Names the rows: recipe, how much of the store it saw, what it was decontaminated against (a digest), and the
         rules that were in force."""
         return digest(self.hash, watermark, RULES, *([contamination] if contamination else []))
+
+
+def _refuse_limits(rule: GroupRule, *names: str) -> None:
+    """Raises ValueError where one of them is given."""
+    if given := [name for name in names if getattr(rule, name)]:
+        raise ValueError(f"a row of shape prompts stands for all groups of a prompt: {', '.join(given)} limits none")

@@ -16,7 +16,7 @@ from curation.conversations import MESSAGES, as_messages
 from curation.curate import LeftOut
 from curation.judged import Row
 from curation.keys import rollout_id
-from curation.recipe import Recipe, Shape, TextFormat
+from curation.recipe import GroupRule, Shape, TextFormat
 from curation.records import GroupKind, kind_of
 from service.store.judged import Judged
 
@@ -124,7 +124,7 @@ def count(rows: Sequence[Row], shape: Shape) -> int:
     return len({row.origin.prompt_id for row in rows}) if shape is Shape.PROMPTS else len(rows)
 
 
-def columns_of(recipe: Recipe) -> pa.Schema:
+def columns_of(recipe: GroupRule) -> pa.Schema:
     """Of the rows that it makes."""
     standard = STANDARD[recipe.shape]
     if recipe.format is TextFormat.STANDARD:
@@ -132,7 +132,7 @@ def columns_of(recipe: Recipe) -> pa.Schema:
     return pa.schema([(field.name, CONVERSATIONAL.get(field.name, field.type)) for field in standard])
 
 
-def tables_of(rows: Sequence[Row], recipe: Recipe, judged: Judged) -> Iterator[pa.Table]:
+def tables_of(rows: Sequence[Row], recipe: GroupRule, judged: Judged) -> Iterator[pa.Table]:
     """The rows in their order, as the recipe's columns have them, in parts."""
     schema = columns_of(recipe)
     make = _tables_of_prompts if recipe.shape is Shape.PROMPTS else _tables
@@ -177,7 +177,7 @@ def _as_messages(texts: pa.Array) -> pa.Array:
     return pa.ListArray.from_arrays(np.arange(len(texts) + 1, dtype=np.int32), message)
 
 
-def _tables(rows: Sequence[Row], recipe: Recipe, judged: Judged) -> Iterator[Columns]:
+def _tables(rows: Sequence[Row], recipe: GroupRule, judged: Judged) -> Iterator[Columns]:
     """Of each part all columns, the completions as texts."""
     with_tokens = recipe.shape is Shape.GROUPS
     parts = _parts(rows, [_bytes_of(row, with_tokens=with_tokens) for row in rows])
@@ -218,7 +218,7 @@ def tables_of_left_out(left_out: Sequence[LeftOut]) -> Iterator[pa.Table]:
         yield _table(columns, LEFT_OUT)
 
 
-def _tables_of_prompts(rows: Sequence[Row], recipe: Recipe, judged: Judged) -> Iterator[Columns]:
+def _tables_of_prompts(rows: Sequence[Row], recipe: GroupRule, judged: Judged) -> Iterator[Columns]:
     by_prompt = [list(of_prompt) for _, of_prompt in groupby(rows, key=lambda row: row.origin.prompt_id)]
     parts = _parts(by_prompt, [groups[0].group.prompt_bytes for groups in by_prompt])
     asked = [[groups[0].origin.prompt_id for groups in part] for part in parts]

@@ -30,7 +30,7 @@ from curation.recipe import (
 )
 from curation.records import Group, Outcome, Rollout
 from tests.builders import a_group, a_prompt, a_rollout, judged
-from tests.curation.strategies import group_lists, recipes, rollouts
+from tests.curation.strategies import down_samplings, group_lists, recipes, rollouts
 
 
 def curate(groups: Iterable[Group], recipe: Recipe) -> Curated:
@@ -243,6 +243,57 @@ def test_a_group_is_dropped_for_a_reason(group: Group, recipe: Recipe, reason: D
     curated = curate([group], recipe)
 
     assert (curated.rows, curated.groups, curated.dropped) == ([], 1, Counter([reason]))
+
+
+OF_GROUPS = st.builds(
+    a_recipe,
+    down_sampling=down_samplings,
+    shape=st.just(Shape.GROUPS),
+    advantages_over=st.sampled_from(AdvantagesOver),
+    truncated=st.booleans(),
+    no_answer_is_wrong=st.booleans(),
+)
+
+
+@given(groups, OF_GROUPS)
+def test_with_zero_variance_every_group_with_a_reward_is_one_row(group: Group, recipe: Recipe) -> None:
+    result = of_group(group, recipe.model_copy(update={"zero_variance": True}))
+
+    if scored_G := eligible(group, recipe):
+        assert isinstance(result, list)
+        [row] = result
+        assert list(row.indices) == [s.slot for s in down_sample(scored_G, group.id, recipe)]
+        assert len(row.advantages) == len(row.indices)
+    else:
+        assert result is Dropped.UNSCORED
+
+
+@given(groups, OF_GROUPS)
+def test_zero_variance_changes_no_row_of_a_group_that_gives_one_anyway(group: Group, recipe: Recipe) -> None:
+    without, with_it = of_group(group, recipe), of_group(group, recipe.model_copy(update={"zero_variance": True}))
+
+    assert isinstance(without, Dropped) or with_it == without
+
+
+@given(st.floats(0, 1), st.integers(1, 9), OF_GROUPS)
+def test_a_group_that_agrees_has_advantages_of_exactly_zero(reward: float, size: int, recipe: Recipe) -> None:
+    group = a_group(*[reward] * size)
+
+    result = of_group(group, recipe.model_copy(update={"zero_variance": True}))
+
+    assert isinstance(result, list)
+    assert set(result[0].advantages) == {0.0}
+
+
+@given(group_lists(), recipes, st.integers(1, 9), st.floats(1, 2))
+def test_a_dataset_without_limits_over_many_rows_is_what_each_group_gives_alone(
+    history: list[Group], recipe: Recipe, longest: int, ratio: float
+) -> None:
+    limited = unlimited(recipe).model_copy(update={"max_tokens": longest, "max_length_ratio": ratio})
+
+    alone = [row for group in history for row in curation.rows_alone(judged(group), limited)]
+
+    assert sorted(alone, key=lambda row: (row.origin, row.indices)) == curate(history, limited).rows
 
 
 @pytest.mark.parametrize("version", [1, 2])

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from curation.keys import digest
-from curation.recipe import RULES, BestWithWorst, KRandomPairs, MaxVariance, OneRandomPair, Recipe, Shape
+from curation.recipe import RULES, BestWithWorst, GroupRule, KRandomPairs, MaxVariance, OneRandomPair, Recipe, Shape
 from tests.curation.strategies import recipes
 
 A_RECIPE = Recipe(runs=("a", "b"), policy_versions=(1, 4), down_sampling=MaxVariance(keep=4), pairs=KRandomPairs(k=2))
@@ -25,6 +25,7 @@ ANOTHER: dict[str, list[Any]] = {
     "shape": ["labelled", "right", "prompts", "groups"],
     "decontaminate": [{"prompt_sets": ["test"]}, {"prompt_sets": ["test"], "words": 8}],
     "advantages_over": ["all"],
+    "zero_variance": [True],
     "format": ["conversational"],
     "max_tokens": [100, 200],
     "max_length_ratio": [1.5, 2.0],
@@ -83,7 +84,7 @@ def test_two_recipes_have_one_hash_exactly_when_they_are_equal(some: Recipe, oth
 
 @pytest.mark.parametrize(("field", "value"), [(field, value) for field, values in ANOTHER.items() for value in values])
 def test_a_recipe_that_differs_in_one_field_has_another_hash(field: str, value: Any) -> None:
-    recipe = {"shape": PLAIN, "advantages_over": OF_GROUPS}.get(field, A_RECIPE)
+    recipe = {"shape": PLAIN, "advantages_over": OF_GROUPS, "zero_variance": OF_GROUPS}.get(field, A_RECIPE)
     changed = Recipe.model_validate({**recipe.model_dump(), field: value})
 
     assert changed.hash != recipe.hash
@@ -91,6 +92,17 @@ def test_a_recipe_that_differs_in_one_field_has_another_hash(field: str, value: 
 
 def test_no_field_escapes_the_hash() -> None:
     assert set(ANOTHER) == set(Recipe.model_fields)
+
+
+def test_a_recipe_from_before_a_field_was_there_keeps_its_hash() -> None:
+    assert A_RECIPE.hash == "a6a9dbafaf356eec2a9ac72bf93d2a02"
+    assert OF_GROUPS.hash == "d91167accb04776c9a5abf778680a03d"
+
+
+@pytest.mark.parametrize("shape", [shape for shape in Shape if shape is not Shape.GROUPS])
+def test_groups_that_agree_are_rows_of_shape_groups_only(shape: Shape) -> None:
+    with pytest.raises(ValidationError, match="zero_variance is for shape groups"):
+        GroupRule(shape=shape, zero_variance=True)
 
 
 @given(recipes, st.integers(0, 1000), st.integers(0, 1000))
