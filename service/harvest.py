@@ -22,10 +22,12 @@ from curation.selection import Inherited, RunState, by_name, group_sizes, next_e
 from curation.selectors.base import Seen
 from service.collect import Verify, collect
 from service.engines.base import Engine
+from service.engines.room import EngineRoom
 from service.jobs import Cancelled, Job
 from service.run_config import RunConfig
 from service.stages import Invalid, StageError
 from service.store.groups import Groups, PlannedVisit, StoredGroup
+from service.store.prompts import Prompts
 
 BARREN_ROUNDS = 32
 """Rounds in a row in which the selector let nothing through, until the job gives up."""
@@ -262,14 +264,22 @@ class Harvest:
         return group
 
 
-def check(request: RolloutsRequest, run: RunConfig, *, has_prompts: bool) -> None:
-    """Raises Invalid for a request that can never be met."""
-    if not has_prompts:
+async def admit(request: RolloutsRequest, run: RunConfig, *, prompts: Prompts, engines: EngineRoom) -> None:
+    """Raises Invalid for a request that can never be met, NotFound for prompts that do not exist, and EngineFailed when
+    the policy is not loaded: before there is a job."""
+    if run.imported:
+        raise Invalid("imported_run", f"run {run.name!r} holds recorded rollouts; sample into a run of its own")
+    named = await prompts.get(request.prompts) if request.prompts else {}
+    if not named and not await prompts.page(run.prompt_set, "", 1):
         raise Invalid("empty_prompt_set", f"prompt set {run.prompt_set!r} holds no prompts; POST /v1/prompts first")
     if request.groups is not None and run.sampling.n < 2:
         raise Invalid("group_too_small", "a group of n = 1 is never informative: ask for prompts or passes instead")
     if request.groups is not None and run.sampling.temperature == 0:
         raise Invalid("greedy_group", "at temperature 0 all rollouts of a group are equal: none is informative")
+    if unjudged := await prompts.judged_elsewhere(run.prompt_set):
+        detail = f"{unjudged} prompts of {run.prompt_set!r} came with labels and no verifier; add them with one"
+        raise Invalid("recorded_prompts", detail)
+    engines.engine_of(run.policy)
 
 
 def _planned_of(row: dict[str, Any]) -> PlannedVisit:

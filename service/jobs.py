@@ -149,6 +149,14 @@ class JobBoard:
             raise NotFound("job_not_found", f"there is no job {job_id!r}")
         return self._jobs[job_id]
 
+    def find(self, job_id: str) -> Job | None:
+        return self._jobs.get(job_id)
+
+    def unfinished(self, kind: JobKind, run: str) -> Job | None:
+        """The oldest of this kind that works on the run, or waits for its turn."""
+        wanted = (job for job in self._jobs.values() if (job.kind, job.run) == (kind, run) and not job.state.is_final)
+        return min(wanted, key=lambda job: (job.created_at, job.id), default=None)
+
     def all(self) -> list[Job]:
         """Newest first."""
         return sorted(self._jobs.values(), key=lambda job: (job.created_at, job.id), reverse=True)

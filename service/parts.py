@@ -4,6 +4,7 @@ The composition root of the inside: it imports everyone, and only the app and th
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from service.freezing import Freezer
 from service.harvest import Harvest, Report, RolloutsRequest
 from service.hub import push
 from service.jobs import Job, JobBoard, JobKind, Work
+from service.leasing import Leasing
 from service.publishing import publish
 from service.rescoring import rescore
 from service.settings import EngineChoice, ReloadMode, Settings
@@ -33,6 +35,7 @@ from service.store.duck import Duck
 from service.store.groups import Groups
 from service.store.jobs import Jobs
 from service.store.judged import Judged
+from service.store.leases import Leases
 from service.store.policies import Policies, PolicyVersion
 from service.store.prompts import Prompts
 from service.store.reports import Reports
@@ -65,6 +68,7 @@ class Store:
     verdicts: Verdicts
     jobs: Jobs
     datasets: Datasets
+    leases: Leases
     reports: Reports
 
     @classmethod
@@ -84,6 +88,7 @@ class Store:
             Verdicts(duck),
             Jobs(duck),
             Datasets(duck),
+            Leases(duck),
             Reports(duck),
         )
 
@@ -101,6 +106,7 @@ class Parts:
     panel: Panel
     jobs: JobBoard
     freezer: Freezer
+    leasing: Leasing
     console: Console
     now: Callable[[], datetime]
 
@@ -183,8 +189,9 @@ async def open_parts(
     *,
     make_engine: Callable[[Settings, str], Engine] = engine_of_settings,
     now: Callable[[], datetime] = utc_now,
+    clock: Callable[[], float] = time.monotonic,
 ) -> AsyncIterator[Parts]:
-    """Opens the store, loads every policy's newest version, and takes up unfinished jobs."""
+    """Opens the store, loads every policy's newest version, and takes up unfinished jobs and open leases."""
     # Closed in reverse order, each part even if another one fails to close.
     async with AsyncExitStack() as closing:
         store = Store.open(settings.data, settings.store_memory_mib)
@@ -198,9 +205,11 @@ async def open_parts(
         closing.push_async_callback(jobs.close)
         await _load_policies(settings, store, engines, now)
         await jobs.resume()
+        leasing = _leasing(store, jobs, engines, now, clock)
+        await leasing.resume()
         console = _console(settings, store)
         closing.push_async_callback(console.close)
-        yield Parts(settings, store, engines, panel, jobs, _freezer(settings, store, now), console, now)
+        yield Parts(settings, store, engines, panel, jobs, _freezer(settings, store, now), leasing, console, now)
 
 
 def _console(settings: Settings, store: Store) -> Console:
@@ -217,6 +226,23 @@ def _freezer(settings: Settings, store: Store, now: Callable[[], datetime]) -> F
         runs=store.runs,
         datasets=store.datasets,
         now=now,
+    )
+
+
+def _leasing(
+    store: Store, jobs: JobBoard, engines: EngineRoom, now: Callable[[], datetime], clock: Callable[[], float]
+) -> Leasing:
+    return Leasing(
+        leases=store.leases,
+        judged=store.judged,
+        runs=store.runs,
+        policies=store.policies,
+        prompts=store.prompts,
+        duck=store.duck,
+        jobs=jobs,
+        engines=engines,
+        now=now,
+        clock=clock,
     )
 
 

@@ -11,6 +11,8 @@ import httpx2
 
 Json = dict[str, Any]
 POLL_SECONDS = 0.25
+LEASE_WAIT_SECONDS = 30.0
+"""That the service keeps a request for a lease until there are enough groups."""
 DEFAULT_SERVICE = "http://127.0.0.1:8700"
 
 
@@ -67,6 +69,38 @@ class Refinery:
         """Native import rows; see `curation.recorded.GroupIn`. One bad row and nothing is stored, unless the good ones
         are to be kept."""
         return self._ndjson("/v1/rollouts/import", rows, {"run": run, "keep_good": keep_good})
+
+    def lease(self, run: str, groups: int, *, key: str, **request: Any) -> Json:
+        """So many groups of a run with their rows, for this trainer alone until `acknowledge` or `release`. The same
+        key gives the same ones again, also after a crash of either side. With ``sample=True`` it waits until the
+        service has sampled what is missing; without, raises RefineryError when there are too few."""
+        patience = LEASE_WAIT_SECONDS if request.get("sample") else 0.0
+        body = {"wait": patience, **request, "groups": groups}
+        while True:
+            try:
+                lease: Json = self._call("POST", f"/v1/runs/{run}/leases", json=body, headers={"Idempotency-Key": key})
+            except RefineryError as error:
+                if error.code != "too_few_groups" or not request.get("sample"):
+                    raise
+                time.sleep(POLL_SECONDS)
+            else:
+                return lease
+
+    def acknowledge(self, lease: Json) -> Json:
+        """Trained on: this consumer is never given these groups again."""
+        return self._about(lease, "ack")
+
+    def release(self, lease: Json) -> Json:
+        """Given back, for somebody else."""
+        return self._about(lease, "release")
+
+    def renew(self, lease: Json) -> Json:
+        """Its seconds begin anew."""
+        return self._about(lease, "renew")
+
+    def _about(self, lease: Json, what: str) -> Json:
+        told: Json = self._call("POST", f"/v1/leases/{lease['lease']}/{what}")
+        return told
 
     def wait(self, job: Json, on_progress: Callable[[Json], None] = lambda _: None) -> Json:
         """The finished job. Raises RefineryError when it failed."""

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Response
 
 from service.api.routes import IdempotencyKey, PartsDep, job_name
 from service.api.wire import JobOut, RunOut, spelled_verifier
-from service.harvest import RolloutsRequest, check
+from service.harvest import RolloutsRequest, admit
 from service.jobs import JobKind
 from service.rescoring import RescoreRequest
 from service.run_config import RunConfig
@@ -53,15 +53,7 @@ async def request_rollouts(
     run: str, body: RolloutsRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
 ) -> JobOut:
     """Samples until `groups` informative groups are stored, or `prompts`, or whole `passes`; within a budget."""
-    config = await parts.store.runs.get(run)
-    if config.imported:
-        raise Invalid("imported_run", f"run {run!r} holds recorded rollouts; sample into a run of its own")
-    named = await parts.store.prompts.get(body.prompts) if body.prompts else {}
-    check(body, config, has_prompts=bool(named or await parts.store.prompts.page(config.prompt_set, "", 1)))
-    if unjudged := await parts.store.prompts.judged_elsewhere(config.prompt_set):
-        detail = f"{unjudged} prompts of {config.prompt_set!r} came with labels and no verifier; add them with one"
-        raise Invalid("recorded_prompts", detail)
-    parts.engines.engine_of(config.policy)  # refuses now, not in the job, when the policy is not loaded
+    await admit(body, await parts.store.runs.get(run), prompts=parts.store.prompts, engines=parts.engines)
     job_id = job_name(JobKind.ROLLOUTS, run, idempotency_key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))
 

@@ -17,9 +17,11 @@ from curation.recorded import RECORDED, GroupIn
 from curation.records import Prompt
 from service.engines.base import WorkerState, WorkerView
 from service.jobs import Job, JobEvent, JobKind, JobState
+from service.leasing import Handed
 from service.run_config import NAME, RunConfig
 from service.stages import Invalid
 from service.store.datasets import DatasetVersion
+from service.store.leases import Lease, LeaseState
 from service.store.policies import PolicyVersion
 from service.store.transaction import Row
 from service.verifiers.catalogue import Catalogue
@@ -210,6 +212,53 @@ class JobOut(BaseModel):
             progress=job.events[-1].data | job.progress,
             result=job.result,
             created_at=job.created_at,
+        )
+
+
+class LeaseOut(BaseModel):
+    lease: str
+    run: str
+    consumer: str
+    state: LeaseState
+    groups: int
+    seconds: float
+    """That it is good for, from the start or its last renewal."""
+    leased_at: Time
+    expires_at: Time | None
+    """About when, if it is neither acknowledged nor released; the service counts the seconds, not the time of day."""
+
+    @classmethod
+    def of(cls, lease: Lease, expires_at: datetime | None) -> Self:
+        return cls(
+            lease=lease.id,
+            run=lease.run,
+            consumer=lease.consumer,
+            state=lease.state,
+            groups=len(lease.group_ids),
+            seconds=lease.seconds,
+            leased_at=lease.leased_at,
+            expires_at=expires_at,
+        )
+
+
+class LeaseDetailOut(LeaseOut):
+    policy_version: int | None
+    """That is live; null where the rollouts were recorded elsewhere."""
+    stale: int
+    """Groups that would have been there if they were not too old."""
+    available: int
+    """Groups that are left beyond this lease; at most, for not every one was held against the recipe."""
+    rows: list[dict[str, Any]]
+    """Of the groups in their order, as a dataset of the recipe would hold them; a group may give several."""
+
+    @classmethod
+    def handed(cls, handed: Handed, expires_at: datetime | None) -> Self:
+        return cls(
+            **LeaseOut.of(handed.lease, expires_at).model_dump(),
+            policy_version=handed.policy_version,
+            stale=handed.stale,
+            available=handed.available,
+            rows=list(handed.rows),
         )
 
 

@@ -29,7 +29,7 @@ def _statements(script: str) -> list[str]:
 INTERNAL, PUBLISHED = _statements(VIEWS), _statements((HERE / "views.sql").read_text())
 NAMES = (
     *("prompts", "runs", "policy_versions", "visits", "groups", "rollouts", "verdicts"),
-    *("datasets", "pairs", "informativeness", "prompt_history"),
+    *("leases", "datasets", "pairs", "informativeness", "prompt_history"),
 )
 SEGMENTS, DATASETS = Path("/store/segments"), Path("/store/datasets")
 """Where the container has them: no path of this machine is seen inside."""
@@ -43,6 +43,8 @@ SCOPE: dict[str, str] = {
     "failures": "run in ({runs})",
     "jobs": "run in ({runs})",
     "job_events": "job in (select job from jobs)",
+    "leases": "run in ({runs})",
+    "lease_events": "lease in (select lease from leases)",
     "prompts": "prompt_id in (select prompt_id from visits)",
     "prompt_sets": "prompt_id in (select prompt_id from visits)",
     "policy_versions": "policy in (select config->>'$.policy' from runs)",

@@ -39,6 +39,9 @@ select s.group_id, u.idx - 1 as idx, s.run, g.prompt_id, u.verdict.outcome, u.ve
 from store.rescores s join store.groups g using (group_id)
 join (select group_id, max(seq) as newest from store.rescores group by 1) n on n.group_id = s.group_id,
 lateral (select unnest(s.verdicts) as verdict, generate_subscripts(s.verdicts, 1) as idx) u;
+create view leases as
+select lease, run, consumer, state, len(group_ids) as groups, group_ids, watermark, leased_at, told_at
+from store.current_leases;
 create view datasets as
 select name, version, dataset_id, coalesce(recipe->>'$.shape', 'pairs') as shape, from_json(recipe->'$.runs', '["varchar"]') as runs,
        coalesce(list_sum(list_transform(

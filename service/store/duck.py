@@ -93,6 +93,11 @@ class Duck:
         self._thread.start()
 
     @property
+    def commits(self) -> int:
+        """How many there were: while it stands still, so does everything that is stored."""
+        return self._commits
+
+    @property
     def tables(self) -> list[str]:
         return list(self._store.schemas)
 

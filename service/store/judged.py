@@ -39,13 +39,15 @@ class Judged:
         verifier: str | None = None,
         prompt_id: str | None = None,
         *,
+        group_ids: Sequence[str] | None = None,
         digests: bool = False,
         references: bool = False,
     ) -> Iterator[JudgedGroup]:
         """The groups in the order they were stored. They carry their newest verdicts; with the label of a verifier,
-        those where they have them. One prompt only, if named. The bytes of a prompt are with or without its reference.
-        Raises StoreFailed for a group that is not whole."""
+        those where they have them. Of one prompt or some groups only, if named. The bytes of a prompt are with or
+        without its reference. Raises StoreFailed for a group that is not whole."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
+        scope["group_ids"] = None if group_ids is None else list(group_ids)
         size = "strlen(p.text) + strlen(p.reference)" if references else "strlen(p.text)"
         sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size)
         rest = pl.DataFrame()
@@ -116,6 +118,7 @@ left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
            group by group_id) n on n.group_id = g.group_id
 where g.seq <= $watermark and list_contains($runs, g.run) and ($prompt_id is null or g.prompt_id = $prompt_id)
+  and ($group_ids::varchar[] is null or g.group_id in (select unnest($group_ids::varchar[])))
 order by g.seq, r.idx
 """
 DIGEST = "coalesce(md5(md5(p.text) || md5(r.text)), '-')"

@@ -39,6 +39,14 @@ CHECKS = {
     "groups without their prompt": "select group_id from groups anti join prompts using (prompt_id)",
     "groups without their visit": "select group_id from groups anti join visits using (run, prompt_id, visit)",
     "prompts that are stored twice": "select prompt_id from prompts group by 1 having count(*) > 1",
+    "leased groups that are not there": """
+        select distinct group_id from (select unnest(group_ids) as group_id from leases)
+        anti join groups using (group_id)""",
+    "groups that one consumer was given twice": """
+        select group_id from (
+            select run, consumer, unnest(group_ids) as group_id from current_leases
+            where state in ('open', 'acknowledged')
+        ) group by run, consumer, group_id having count(*) > 1""",
     "rescores without a group": "select distinct group_id from rescores anti join groups using (group_id)",
 }
 """What must not be there, and how to find it."""

@@ -17,7 +17,7 @@ from service.stages import StoreFailed
 from service.store.segments import Manifest, Segment, Segments
 
 HERE = Path(__file__).parent
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 TABLES = (HERE / "tables.sql").read_text()
 VIEWS = (HERE / "views.sql").read_text()
 SCHEMA_1 = (HERE / "schema_1.sql").read_text()
@@ -70,7 +70,7 @@ def quoted(text: str) -> str:
 
 
 def tables_of(generation: int) -> str:
-    """SQL that makes the empty tables of a generation."""
+    """SQL that makes the tables of a generation, empty, as far as they are not there."""
     return HOT.sub(schema_of(generation), TABLES)
 
 
@@ -98,7 +98,8 @@ def prepare(connection: duckdb.DuckDBPyConnection, segments: Segments) -> tuple[
             "program that wrote it, or a newer one"
         )
     if version < SCHEMA_VERSION or "schema" not in meta:
-        connection.execute(tables_of(FIRST))
+        for generation in _generations(connection) or (FIRST,):
+            connection.execute(tables_of(generation))
     if version == 1:
         connection.execute(SCHEMA_1)  # whatever an early store of this schema lacks
         connection.execute(HOT.sub(schema_of(FIRST), FROM_1))
@@ -107,6 +108,7 @@ def prepare(connection: duckdb.DuckDBPyConnection, segments: Segments) -> tuple[
         connection.execute("delete from meta")
         connection.executemany("insert into meta values (?, ?)", [(name, str(fact)) for name, fact in facts.items()])
         meta = {name: str(fact) for name, fact in facts.items()}
+    connection.execute("update meta set value = ? where name = 'schema'", [str(SCHEMA_VERSION)])
     manifest = segments.manifest(int(meta["manifest"]))
     layout = Layout(_generations(connection), manifest)
     schemas = _schemas(connection, layout.newest)

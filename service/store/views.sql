@@ -2,6 +2,13 @@
 create or replace view dataset_versions as
 select d.*, x.reason as deletion_reason, x.deleted_at
 from datasets d left join dataset_deletions x using (name, version);
+-- Leases with what was told of each of them last.
+create or replace view current_leases as
+select l.*, e.newest.seq as events, e.newest.state as state, e.newest.seconds as seconds, e.newest.told_at as told_at
+from leases l join (
+    select lease, arg_max({seq: seq, state: state, seconds: seconds, told_at: told_at}, seq) as newest
+    from lease_events group by lease
+) e using (lease);
 -- Groups as they are judged now: by their newest rescore, else as they were when sampled.
 create or replace view judged_groups as
 select g.* exclude (kind, rewards, outcomes),

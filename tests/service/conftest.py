@@ -1,8 +1,10 @@
 """A running service for tests: the real store, verifier workers and HTTP stack; only the engine is scripted."""
 
 import random
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 
@@ -12,7 +14,7 @@ from fastapi.testclient import TestClient
 from service.app import create_app
 from service.checkpoints import EMBEDDED
 from service.engines.scripted import Script, ScriptedEngine
-from service.parts import open_parts
+from service.parts import open_parts, utc_now
 from service.settings import Settings
 from service.store.duck import Duck
 
@@ -43,11 +45,19 @@ def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
     """Opens a service on the test's data folder; opening it again is a restart."""
 
     @contextmanager
-    def opener(script: Script = by_first_word, *, data: str = "data", **settings: object) -> Iterator[TestClient]:
+    def opener(
+        script: Script = by_first_word,
+        *,
+        data: str = "data",
+        now: Callable[[], datetime] = utc_now,
+        clock: Callable[[], float] = time.monotonic,
+        **settings: object,
+    ) -> Iterator[TestClient]:
         chosen = Settings.model_validate(
             {"data": tmp_path / data, "policy": str(checkpoint), "verifier_workers": 1} | settings
         )
-        app = create_app(partial(open_parts, chosen, make_engine=lambda *_: ScriptedEngine(script)))
+        opening = partial(open_parts, chosen, make_engine=lambda *_: ScriptedEngine(script), now=now, clock=clock)
+        app = create_app(opening)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client
 
