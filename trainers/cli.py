@@ -2,19 +2,59 @@
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
+from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from trainers.client import DEFAULT_SERVICE
-from trainers.options import AsJson, Service, service_at
+from trainers.client import DEFAULT_SERVICE, RefineryError
+from trainers.options import AsJson, Service, tell
+
+if TYPE_CHECKING:
+    from trainers.evaluation import Evaluation
+    from trainers.learning import Learning
 
 if find_spec("trl") is None:
     raise ModuleNotFoundError("the trainers extra is not installed", name="trl")
 
-train = typer.Typer(help="Train a policy.", no_args_is_help=True)
+train = typer.Typer(help="Train a policy. The same command again goes on where it stopped.", no_args_is_help=True)
+
+LEARNING, EVALUATION = "Learning", "Evaluation"
+Out = Annotated[Path, typer.Option(help="Folder for checkpoints and manifest; it belongs to one run.")]
+Policy = Annotated[str, typer.Option(help="Checkpoint folder or Hub id to start from.")]
+Rate = Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=LEARNING)]
+Seed = Annotated[int, typer.Option(help="Decides order, dropout and every draw.", rich_help_panel=LEARNING)]
+LoraRank = Annotated[int, typer.Option(help="Of LoRA adapters; 0 trains all weights.", rich_help_panel=LEARNING)]
+LoraAlpha = Annotated[float | None, typer.Option(help="Twice the rank by default.", rich_help_panel=LEARNING)]
+LoraDropout = Annotated[float, typer.Option(rich_help_panel=LEARNING)]
+SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, rich_help_panel=LEARNING)]
+ReportTo = Annotated[
+    list[str], typer.Option(help="trackio, wandb, tensorboard, ... as TRL knows them.", rich_help_panel=LEARNING)
+]
+Trl = Annotated[
+    list[str], typer.Option(help="NAME=VALUE: any other option of TRL's configuration.", rich_help_panel=LEARNING)
+]
+Losses = Annotated[list[str], typer.Option("--loss", help="TRL's name of a DPO loss.", rich_help_panel=LEARNING)]
+Nll = Annotated[float, typer.Option(help="Weight of the chosen side's NLL, per token.", rich_help_panel=LEARNING)]
+MaxLength = Annotated[int, typer.Option(help="Tokens of prompt and completion; longer pairs are refused.")]
+EvaluateOn = Annotated[str | None, typer.Option(help="Prompt set to measure on.", rich_help_panel=EVALUATION)]
+EvaluateEvery = Annotated[int, typer.Option(help="Steps; 0 only at the end.", rich_help_panel=EVALUATION)]
+EvaluateN = Annotated[int, typer.Option(help="Answers a prompt; one is greedy.", min=1, rich_help_panel=EVALUATION)]
+EvaluateTokens = Annotated[int, typer.Option(help="Of an answer at most.", rich_help_panel=EVALUATION)]
+EvaluateAs = Annotated[
+    str | None,
+    typer.Option(
+        help="Policy of the service that answers; by default a new one, which a fleet has no room for.",
+        rich_help_panel=EVALUATION,
+    ),
+]
+SyncEvery = Annotated[int, typer.Option(help="Steps between two publications of the weights; 0 never again.", min=0)]
+MaxStaleness = Annotated[int, typer.Option(help="Versions that a group may be behind the policy.", min=0)]
+Ahead = Annotated[int, typer.Option(help="Groups that the service samples ahead of the step.", min=0)]
 
 
 def register(app: typer.Typer) -> None:
@@ -39,34 +79,332 @@ def sft(
 @train.command()
 def dpo(
     dataset: Annotated[
-        list[str], typer.Option(help="URL or path of the pairs, as Parquet or JSONL; again for each file of a split.")
+        list[str],
+        typer.Option(help="NAME@VERSION of the service, or a URL or path of Parquet or JSONL; again for more."),
     ],
-    policy: Annotated[str, typer.Option(help="Checkpoint folder to start from.")],
-    out: Annotated[Path, typer.Option(help="Folder for the new checkpoint.")],
-    learning_rate: float = 1e-6,
-    beta: float = 0.1,
-    epochs: float = 1.0,
-    batch: int = 16,
-    max_length: Annotated[int, typer.Option(help="Tokens of prompt and completion; longer pairs are refused.")] = 1024,
-    seed: int = 0,
+    policy: Policy,
+    out: Out,
+    weight: Annotated[list[float], typer.Option(help="Of each dataset in a mix, in their order.")] = [],  # noqa: B006
+    batch: Annotated[int, typer.Option(help="Pairs of a step, on each device.", rich_help_panel=LEARNING)] = 16,
+    learning_rate: Rate = 1e-6,
+    beta: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 0.1,
+    loss: Losses = ["sigmoid"],  # noqa: B006
+    nll: Nll = 0.0,
+    epochs: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 1.0,
+    max_length: MaxLength = 1024,
+    precompute: Annotated[bool, typer.Option(help="Ask the reference before training, once for ever.")] = True,
+    seed: Seed = 0,
+    lora: LoraRank = 0,
+    lora_alpha: LoraAlpha = None,
+    lora_dropout: LoraDropout = 0.0,
+    save_every: SaveEvery = 100,
+    report_to: ReportTo = [],  # noqa: B006
+    trl: Trl = [],  # noqa: B006
+    evaluate_on: EvaluateOn = None,
+    evaluate_every: EvaluateEvery = 0,
+    evaluate_n: EvaluateN = 1,
+    evaluate_tokens: EvaluateTokens = 512,
+    evaluate_as: EvaluateAs = None,
     publish: Annotated[bool, typer.Option("--publish", help="Publish the result to the service.")] = False,
     publish_to: Annotated[str, typer.Option(help="Name of the policy to publish to.")] = "policy",
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:
-    """Trains by DPO on a frozen dataset."""
-    from trainers.dpo import DpoRun, Unfit, train
+    """Trains by DPO on frozen datasets."""
+    from trainers.dpo import DpoRun, train
+    from trainers.pairs import Source
 
-    run = DpoRun(tuple(dataset), policy, out, learning_rate, beta, epochs, batch, max_length, seed)
+    if weight and len(weight) != len(dataset):
+        sys.exit(f"refinery train dpo: {len(dataset)} datasets and {len(weight)} weights: give one for each or none")
+    learning = _learning(policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl)
+    run = DpoRun(
+        datasets=tuple(Source(*told) for told in zip_longest(dataset, weight)),
+        learning=learning,
+        service=service,
+        batch=batch,
+        beta=beta,
+        losses=tuple(loss),
+        nll=nll,
+        epochs=epochs,
+        max_length=max_length,
+        precompute=precompute,
+        publish_to=publish_to if publish else None,
+        evaluation=_evaluation(
+            service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
+        ),
+    )
+    with _told("dpo"):
+        tell(train(run), as_json)
+
+
+@train.command()
+def grpo(
+    run: Annotated[str, typer.Option(help="Run of the service that samples the groups.")],
+    policy: Policy,
+    out: Out,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)],
+    groups: Annotated[int, typer.Option(help="Of a step, over all devices.", min=1)] = 32,
+    keep: Annotated[int, typer.Option(help="Rollouts of each group that are learned from.", min=2)] = 8,
+    down_sampling: Annotated[str, typer.Option(help="Which: a kind of down-sampling of a recipe.")] = "max_variance",
+    zero_variance: Annotated[
+        bool, typer.Option("--zero-variance", help="Learn from whatever was sampled, as plain GRPO does.")
+    ] = False,
+    micro_batch: Annotated[int, typer.Option(help="Rollouts at once on a device.", rich_help_panel=LEARNING)] = 32,
+    sync_every: SyncEvery = 1,
+    max_staleness: MaxStaleness = 0,
+    ahead: Ahead = 0,
+    learning_rate: Rate = 1e-6,
+    beta: Annotated[float, typer.Option(help="Weight of the KL divergence.", rich_help_panel=LEARNING)] = 0.0,
+    loss: Annotated[str, typer.Option(help="TRL's name of a GRPO loss.", rich_help_panel=LEARNING)] = "dapo",
+    seed: Seed = 0,
+    lora: LoraRank = 0,
+    lora_alpha: LoraAlpha = None,
+    lora_dropout: LoraDropout = 0.0,
+    save_every: SaveEvery = 10,
+    report_to: ReportTo = [],  # noqa: B006
+    trl: Trl = [],  # noqa: B006
+    evaluate_on: EvaluateOn = None,
+    evaluate_every: EvaluateEvery = 0,
+    evaluate_n: EvaluateN = 1,
+    evaluate_tokens: EvaluateTokens = 512,
+    evaluate_as: EvaluateAs = None,
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Trains by GRPO on groups that a run of the service samples, and publishes the weights back to it."""
+    from trainers.grpo import GrpoRun, train
+
+    learning = _learning(policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl)
+    told = GrpoRun(
+        learning=learning,
+        service=service,
+        run=run,
+        steps=steps,
+        groups=groups,
+        keep=keep,
+        down_sampling=down_sampling,
+        zero_variance=zero_variance,
+        micro_batch=micro_batch,
+        sync_every=sync_every,
+        max_staleness=max_staleness,
+        ahead=ahead,
+        beta=beta,
+        loss=loss,
+        evaluation=_evaluation(
+            service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
+        ),
+    )
+    with _told("grpo"):
+        tell(train(told), as_json)
+
+
+@train.command("semi-online")
+def semi_online(
+    run: Annotated[list[str], typer.Option(help="Run of the service that samples; NAME=WEIGHT for more than one.")],
+    policy: Policy,
+    out: Out,
+    steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)],
+    by_reward: Annotated[
+        list[str], typer.Option(help="Runs whose pairs are the best with the worst answer, for graded rewards.")
+    ] = [],  # noqa: B006
+    batch: Annotated[int, typer.Option(help="Pairs of a micro-batch, over all devices.", min=1)] = 32,
+    micro_batches: Annotated[int, typer.Option(help="Of a step.", min=1, rich_help_panel=LEARNING)] = 1,
+    sync_every: SyncEvery = 10,
+    sync_reference_every: Annotated[
+        int, typer.Option(help="Steps after which the reference becomes the policy; 0 keeps the first.", min=0)
+    ] = 0,
+    max_staleness: MaxStaleness = 0,
+    ahead: Ahead = 0,
+    learning_rate: Rate = 1e-6,
+    beta: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 0.1,
+    loss: Losses = ["sigmoid"],  # noqa: B006
+    nll: Nll = 0.0,
+    entropy: Annotated[
+        float, typer.Option(help="Weight of the entropy over the chosen side.", rich_help_panel=LEARNING)
+    ] = 0.0,
+    max_length: MaxLength = 1024,
+    seed: Seed = 0,
+    lora: LoraRank = 0,
+    lora_alpha: LoraAlpha = None,
+    lora_dropout: LoraDropout = 0.0,
+    save_every: SaveEvery = 10,
+    report_to: ReportTo = [],  # noqa: B006
+    trl: Trl = [],  # noqa: B006
+    evaluate_on: EvaluateOn = None,
+    evaluate_every: EvaluateEvery = 0,
+    evaluate_n: EvaluateN = 1,
+    evaluate_tokens: EvaluateTokens = 512,
+    evaluate_as: EvaluateAs = None,
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """Trains by DPO on pairs that runs of the service sample, and publishes the weights every so many steps."""
+    from trainers.semi_online import SemiOnlineRun, Task, train
+
+    learning = _learning(policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl)
+    named = [(name, float(weight or 1)) for name, _, weight in (told.partition("=") for told in run)]
+    told = SemiOnlineRun(
+        learning=learning,
+        service=service,
+        tasks=tuple(
+            Task(name, weight, "best_with_worst" if name in by_reward else "first_right_first_wrong")
+            for name, weight in named
+        ),
+        steps=steps,
+        batch=batch,
+        micro_batches=micro_batches,
+        sync_every=sync_every,
+        sync_reference_every=sync_reference_every,
+        beta=beta,
+        losses=tuple(loss),
+        nll=nll,
+        entropy=entropy,
+        max_length=max_length,
+        max_staleness=max_staleness,
+        ahead=ahead,
+        evaluation=_evaluation(
+            service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
+        ),
+    )
+    with _told("semi-online"):
+        tell(train(told), as_json)
+
+
+@train.command()
+def g2d(
+    run: Annotated[str, typer.Option(help="Run of the service that samples the warm-up.")],
+    policy: Policy,
+    out: Out,
+    warm_up: Annotated[
+        list[int], typer.Option(help="Steps of GRPO before the harvest; of several the warm-up advisor chooses.", min=0)
+    ],
+    name: Annotated[str, typer.Option(help="Of the harvest's run and of its dataset.")],
+    groups: Annotated[int, typer.Option(help="Of a warm-up step.", min=1)] = 32,
+    keep: Annotated[int, typer.Option(help="Rollouts of each group that the warm-up learns from.", min=2)] = 8,
+    zero_variance: Annotated[
+        bool, typer.Option("--zero-variance", help="Warm up on whatever was sampled, as plain GRPO does.")
+    ] = False,
+    warm_up_rate: Annotated[float, typer.Option(help="Learning rate of the warm-up.")] = 1e-6,
+    micro_batch: Annotated[int, typer.Option(help="Rollouts at once on a device, in the warm-up.")] = 32,
+    n: Annotated[int, typer.Option(help="Rollouts of each prompt in the harvest.", min=2)] = 8,
+    temperature: Annotated[float, typer.Option(help="Of the harvest.")] = 1.3,
+    max_tokens: Annotated[int, typer.Option(help="Of an answer in the harvest.")] = 512,
+    passes: Annotated[int, typer.Option(help="Of the harvest over the prompts.", min=1)] = 1,
+    pairs: Annotated[str, typer.Option(help="Pair rule of the recipe.")] = "one_random_pair",
+    start: Annotated[
+        str, typer.Option(help="DPO starts from the `original` policy or from the `warm` one.")
+    ] = "original",
+    batch: Annotated[int, typer.Option(help="Pairs of a DPO step, on each device.", rich_help_panel=LEARNING)] = 16,
+    learning_rate: Rate = 1e-6,
+    beta: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 0.1,
+    loss: Losses = ["sigmoid"],  # noqa: B006
+    nll: Nll = 0.0,
+    epochs: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 1.0,
+    max_length: MaxLength = 1024,
+    seed: Seed = 0,
+    lora: LoraRank = 0,
+    lora_alpha: LoraAlpha = None,
+    lora_dropout: LoraDropout = 0.0,
+    save_every: SaveEvery = 10,
+    report_to: ReportTo = [],  # noqa: B006
+    trl: Trl = [],  # noqa: B006
+    evaluate_on: EvaluateOn = None,
+    evaluate_n: EvaluateN = 1,
+    evaluate_tokens: EvaluateTokens = 512,
+    evaluate_as: EvaluateAs = None,
+    publish: Annotated[bool, typer.Option("--publish", help="Publish the result to the service.")] = False,
+    publish_to: Annotated[str, typer.Option(help="Name of the policy to publish to.")] = "policy",
+    service: Service = DEFAULT_SERVICE,
+    as_json: AsJson = False,
+) -> None:
+    """GRPO for a while, then DPO on what the warm policy gives."""
+    from trainers.dpo import DpoRun
+    from trainers.g2d import G2dRun, Harvest, Start, train
+    from trainers.grpo import GrpoRun
+
+    adapters = (lora, lora_alpha, lora_dropout)
+    warming = _learning(policy, out / "warm-up", warm_up_rate, seed, adapters, save_every, report_to, [])
+    learning = _learning(policy, out / "dpo", learning_rate, seed, adapters, save_every, report_to, trl)
+    told = G2dRun(
+        out=out,
+        warm_up=GrpoRun(
+            learning=warming,
+            service=service,
+            run=run,
+            steps=max(warm_up),
+            groups=groups,
+            keep=keep,
+            zero_variance=zero_variance,
+            micro_batch=micro_batch,
+        ),
+        warm_ups=tuple(sorted(set(warm_up))),
+        harvest=Harvest(name, n, temperature, max_tokens, passes, pairs, seed),
+        dpo=DpoRun(
+            datasets=(),
+            learning=learning,
+            service=service,
+            batch=batch,
+            beta=beta,
+            losses=tuple(loss),
+            nll=nll,
+            epochs=epochs,
+            max_length=max_length,
+            publish_to=publish_to if publish else None,
+            evaluation=_evaluation(service, learning, evaluate_on, 0, evaluate_n, evaluate_tokens, evaluate_as),
+        ),
+        start=Start(start),
+    )
+    with _told("g2d"):
+        tell(train(told), as_json)
+
+
+def _learning(
+    policy: str,
+    out: Path,
+    rate: float,
+    seed: int,
+    adapters: tuple[int, float | None, float],
+    save_every: int,
+    report_to: list[str],
+    trl: list[str],
+) -> "Learning":
+    from trainers.learning import Learning, Lora
+
+    rank, alpha, dropout = adapters
+    lora = Lora(rank, 2.0 * rank if alpha is None else alpha, dropout) if rank else None
+    options = dict(_option(told) for told in trl)
+    return Learning(policy, out, rate, seed, lora, save_every, tuple(report_to), options)
+
+
+def _option(told: str) -> tuple[str, Any]:
+    name, _, value = told.partition("=")
     try:
-        result = train(run)
-    except Unfit as refusal:
-        sys.exit(f"refinery train dpo: {refusal}")
-    if publish:
-        with service_at(service) as refinery:
-            body = {"checkpoint": str(out.resolve()), "step": result["steps"]}
-            result |= refinery.wait(refinery.post(f"/v1/policies/{publish_to}/versions", body))["result"]
-    print(json.dumps(result) if as_json else f"{result['pairs']} pairs, {result['steps']} steps: {out}")
+        return name, json.loads(value)
+    except ValueError:
+        return name, value
+
+
+def _evaluation(
+    service: str, learning: "Learning", on: str | None, every: int, n: int, tokens: int, policy: str | None
+) -> "Evaluation | None":
+    from trainers.evaluation import Evaluation
+    from trainers.leasing import consumer_of
+
+    if on is None:
+        return None
+    name = consumer_of(learning)
+    return Evaluation(service, policy or name, on, name, every, n, tokens, learning.seed)
+
+
+@contextmanager
+def _told(verb: str) -> Iterator[None]:
+    """What the trainer or the service refuses ends the command with one line."""
+    from trainers.learning import Unfit
+
+    try:
+        yield
+    except (Unfit, RefineryError) as refusal:
+        sys.exit(f"refinery train {verb}: {refusal}")
 
 
 def demo(

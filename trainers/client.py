@@ -47,8 +47,10 @@ class Refinery:
     def get(self, path: str, **query: Any) -> Any:
         return self._call("GET", path, params={k: v for k, v in query.items() if v is not None})
 
-    def post(self, path: str, body: Any, **query: Any) -> Any:
-        return self._call("POST", path, json=body, params=query)
+    def post(self, path: str, body: Any, *, key: str | None = None, **query: Any) -> Any:
+        """With an idempotency key, the same request again is the same thing and not another one."""
+        headers = {} if key is None else {"idempotency-key": key}
+        return self._call("POST", path, json=body, params=query, headers=headers)
 
     def stream(self, path: str, body: Any) -> Iterator[bytes]:
         """The answer to a POST bit by bit, for what need not fit in memory."""

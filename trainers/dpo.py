@@ -1,103 +1,122 @@
-"""Offline DPO with plain TRL on a frozen dataset, wherever it is served.
+"""Offline DPO with plain TRL on frozen datasets, wherever they are served.
 
-Read from top to bottom. Nothing is truncated in silence: a pair that does not fit into `max_length` is refused before
-the first step, with the numbers.
+Read from top to bottom. The log-probabilities of the reference are computed once for a dataset and a policy, and found
+again by every later run with the same two.
 """
 
-import json
-from collections.abc import Sequence
+import hashlib
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-import torch
-from datasets import Dataset, load_dataset
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerBase
+import pyarrow as pa
+import pyarrow.parquet as pq
+from datasets import Dataset
 from trl import DPOConfig, DPOTrainer
-from trl.data_utils import apply_chat_template, is_conversational
 
-SMALL = 20_000_000
-"""Parameters up to which one thread is fastest."""
+from curation.keys import digest
+from trainers.cache import cache, unfinished
+from trainers.evaluation import Evaluation, Examiner
+from trainers.learning import Learning, Policy, finish, finished, learn
+from trainers.pairs import Source, check_lengths, fetch, mixed
+from trainers.publishing import Publisher
 
-
-class Unfit(Exception):
-    """Pairs that this policy cannot learn from as they are."""
+TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
+REFERENCE = ["ref_chosen_logps", "ref_rejected_logps"]
 
 
 @dataclass(frozen=True, slots=True)
 class DpoRun:
-    dataset: tuple[str, ...]
-    """URLs or paths of Parquet or JSONL files with prompt, chosen and rejected, as texts or as chat messages."""
-    policy: str
-    """Checkpoint folder to start from; also the reference model."""
-    out: Path
-    learning_rate: float = 1e-6
-    beta: float = 0.1
-    epochs: float = 1.0
+    datasets: tuple[Source, ...]
+    """Of pairs, as texts or as chat messages."""
+    learning: Learning
+    service: str
+    """URL, for datasets by name, for publishing and for evaluation."""
     batch: int = 16
+    """Pairs of a step, on each device."""
+    beta: float = 0.1
+    losses: tuple[str, ...] = ("sigmoid",)
+    """TRL's names."""
+    nll: float = 0.0
+    """Weight of the negative log-likelihood of the chosen side, per token (the RPO term)."""
+    epochs: float = 1.0
     max_length: int = 1024
     """Tokens of prompt and completion together."""
-    seed: int = 0
+    precompute: bool = True
+    """The reference is asked before training, not during it."""
+    publish_to: str | None = None
+    """Policy that the result becomes the next version of."""
+    evaluation: Evaluation | None = None
 
 
 def train(run: DpoRun) -> dict[str, Any]:
-    """Trains, saves policy and tokenizer to ``run.out``, and returns what TRL measured."""
-    model = AutoModelForCausalLM.from_pretrained(run.policy, dtype="float32", use_safetensors=True)
-    if model.num_parameters() <= SMALL:
-        torch.set_num_threads(1)  # threads of so small a product only wait for each other
-    tokenizer = AutoTokenizer.from_pretrained(run.policy)
-    pairs = read_pairs(run.dataset)
-    check_lengths(pairs, tokenizer, run.max_length)
-    trainer = DPOTrainer(
-        model=model,
+    """Trains and saves policy and tokenizer to the run's folder; returns what came of it."""
+    if (done := finished(run.learning.out, run)) is not None:
+        return done
+    policy = Policy.load(run.learning)
+    fetched = [fetch(source, run.service) for source in run.datasets]
+    pairs = mixed(run.datasets, fetched, run.learning.seed)
+    check_lengths(pairs, policy.tokenizer, run.max_length)
+
+    trainer = CachedReferenceDPOTrainer(
+        model=policy.model,
         args=DPOConfig(
-            output_dir=str(run.out),
-            learning_rate=run.learning_rate,
-            beta=run.beta,
-            num_train_epochs=run.epochs,
-            per_device_train_batch_size=run.batch,
-            max_length=run.max_length,
-            seed=run.seed,
-            data_seed=run.seed,
-            bf16=False,
-            save_strategy="no",
-            report_to="none",
-            logging_steps=10,
+            **run.learning.trl(
+                num_train_epochs=run.epochs,
+                per_device_train_batch_size=run.batch,
+                beta=run.beta,
+                **weighted(run.losses, run.nll),
+                max_length=run.max_length,
+                precompute_ref_log_probs=run.precompute,
+            )
         ),
         train_dataset=pairs,
-        processing_class=tokenizer,
+        processing_class=policy.tokenizer,
+        peft_config=policy.adapters,
     )
-    trainer.train()
-    trainer.save_model(str(run.out))
-    measured = trainer.state.log_history
-    (run.out / "training.json").write_text(
-        json.dumps({"run": asdict(run) | {"out": str(run.out)}, "pairs": len(pairs), "log": measured}, indent=1)
-    )
-    return {"pairs": len(pairs), "steps": trainer.state.global_step}
+    if run.evaluation:
+        trainer.add_callback(Examiner(run.evaluation, trainer))
+    learn(trainer, run.learning.out, run)
+
+    result = {"pairs": len(pairs), "steps": trainer.state.global_step}
+    if run.publish_to:
+        result |= Publisher(run.service, run.publish_to, run.learning.out).publish(trainer)
+    seen = [asdict(file) | {"path": str(file.path)} for files in fetched for file in files]
+    return finish(run.learning.out, run, result, trainer, data=seen)
 
 
-def read_pairs(files: Sequence[str]) -> Dataset:
-    kind = "json" if files[0].endswith((".jsonl", ".json")) else "parquet"
-    return load_dataset(kind, data_files=list(files), split="train")
+def weighted(losses: tuple[str, ...], nll: float) -> dict[str, Any]:
+    """The losses in TRL's words; its own `sft` is the negative log-likelihood of the chosen side, per token."""
+    if not nll:
+        return {"loss_type": list(losses)}
+    return {"loss_type": [*losses, "sft"], "loss_weights": [*[1.0] * len(losses), nll]}
 
 
-def check_lengths(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raises Unfit if prompt, completion and EOS of any pair exceed `max_length` tokens, or are chat messages that the
-    policy has no template for."""
-    is_chat = is_conversational(pairs[0])
-    if is_chat and tokenizer.chat_template is None:
-        raise Unfit("the pairs are chat messages, and the policy has no chat template: freeze them in standard format")
+class CachedReferenceDPOTrainer(DPOTrainer):
+    """Asks the reference once about the same pairs, wherever they came from and wherever the run writes to. TRL keeps
+    its answers under a name that changes with the output folder."""
 
-    def longer_side(row: dict[str, Any]) -> int:
-        row = apply_chat_template(row, tokenizer) if is_chat else row
-        sides = (row["prompt"] + row[side] for side in ("chosen", "rejected"))
-        return 1 + max(len(tokenizer(text).input_ids) for text in sides)
+    def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
+        tokens = dataset.with_format("arrow").select_columns(TOKENS)[:]
+        asked = digest(_content_of(tokens), self._precompute_model_hash, self.ld_alpha)
+        known = cache("reference") / f"{asked}.parquet"
+        if known.exists():
+            columns = pq.read_table(known)
+            for column in REFERENCE:
+                dataset = dataset.add_column(column, columns[column].to_numpy())
+            return dataset
+        answered = super()._precompute_ref_logps(dataset, name, batch_size)
+        if self.accelerator.is_main_process:
+            with unfinished(known.parent) as file:
+                pq.write_table(answered.with_format("arrow").select_columns(REFERENCE)[:], file)
+                file.rename(known)
+        self.accelerator.wait_for_everyone()
+        return answered
 
-    lengths = sorted(longer_side(row) for row in pairs.select_columns(["prompt", "chosen", "rejected"]))
-    over = sum(length > max_length for length in lengths)
-    if over:
-        raise Unfit(
-            f"{over} of {len(lengths)} pairs are longer than max_length {max_length}: median "
-            f"{lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens. Answers would lose their end, where the "
-            f"result stands: pass --max-length {lengths[-1]}, or leave long completions out by a recipe"
-        )
+
+def _content_of(table: pa.Table) -> str:
+    """Names the rows, however they lie in memory."""
+    found = hashlib.sha256()
+    for column in table.combine_chunks().columns:
+        for batch in column.chunks:
+            found.update(batch.flatten().to_numpy().tobytes() + batch.value_lengths().to_numpy().tobytes())
+    return found.hexdigest()

@@ -1,77 +1,210 @@
-"""DPO on frozen pairs: plain TRL, and nothing cut in silence."""
+"""DPO on frozen pairs: plain TRL, nothing cut in silence, and nothing lost when it is killed."""
 
+import hashlib
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from math import log
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainers.dpo import DpoRun, Unfit, train
-from trainers.tasks import LEVELS, distinct, worked_sum
+from tests.trainers.conftest import POLICY, learning
+from trainers.dpo import CachedReferenceDPOTrainer, DpoRun, train
+from trainers.learning import Lora, Unfit
+from trainers.pairs import Source
 
-POLICY = Path(__file__).parents[2] / "service/embedded_policy"
-
-
-@pytest.fixture
-def pairs(tmp_path: Path) -> Path:
-    """The worked solution against a wrong bare answer, with columns TRL has no use for."""
-    problems = distinct(LEVELS[1], 32, seed=0, held_out=False)
-    rows = [
-        {
-            "prompt": p.text,
-            "chosen": f"{worked_sum(p)}<answer>{p.entry['answer']}</answer>",
-            "rejected": "<answer>1</answer>",
-            "margin": 1.0,
-            "group_id": "g",
-        }
-        for p in problems
-    ]
-    path = tmp_path / "train.parquet"
-    pq.write_table(pa.Table.from_pylist(rows), path)
-    return path
+pytestmark = pytest.mark.filterwarnings("ignore")  # TRL and transformers warn about each other
+NOWHERE = "http://127.0.0.1:9"
 
 
-@pytest.mark.filterwarnings("ignore")  # TRL and transformers warn about each other
+def a_run(*files: Path | str, out: Path, **told: Any) -> DpoRun:
+    sources = tuple(Source(str(file)) for file in files)
+    return DpoRun(sources, learning(out), NOWHERE, **({"batch": 8, "max_length": 256} | told))
+
+
+def manifest(out: Path) -> Any:
+    return json.loads((out / "training.json").read_text())
+
+
+def weights(out: Path) -> str:
+    return hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+
+
 def test_training_prefers_the_chosen_side_and_writes_a_loadable_checkpoint(pairs: Path, tmp_path: Path) -> None:
-    run = DpoRun((str(pairs),), str(POLICY), tmp_path / "out", learning_rate=2e-4, batch=8, epochs=4, max_length=256)
+    result = train(a_run(pairs, out=tmp_path / "out", epochs=4))
 
-    result = train(run)
-
-    history = json.loads((run.out / "training.json").read_text())["log"]
-    losses = [entry["loss"] for entry in history if "loss" in entry]
+    losses = [entry["loss"] for entry in manifest(tmp_path / "out")["log"] if "loss" in entry]
     assert result == {"pairs": 32, "steps": 16}
     assert losses[-1] < log(2) - 0.1  # what a policy that prefers neither side scores
-    assert {p.name for p in run.out.iterdir()} >= {"config.json", "model.safetensors", "tokenizer_config.json"}
+    assert {p.name for p in (tmp_path / "out").iterdir()} >= {
+        "config.json",
+        "model.safetensors",
+        "tokenizer_config.json",
+    }
 
 
-@pytest.mark.filterwarnings("ignore")
+def test_the_manifest_names_the_data_by_its_sha256_and_everything_the_run_was_told(pairs: Path, tmp_path: Path) -> None:
+    train(a_run(pairs, out=tmp_path / "out"))
+
+    told = manifest(tmp_path / "out")
+    assert [file["sha256"] for file in told["data"]] == [hashlib.sha256(pairs.read_bytes()).hexdigest()]
+    assert (told["run"]["learning.seed"], told["run"]["beta"]) == (0, 0.1)
+    assert set(told["libraries"]) >= {"trl", "torch"}
+
+
 def test_pairs_longer_than_max_length_are_refused_with_the_numbers(pairs: Path, tmp_path: Path) -> None:
     with pytest.raises(Unfit, match=r"\d+ of 32 pairs are longer than max_length 20: median \d+, longest \d+"):
-        train(DpoRun((str(pairs),), str(POLICY), tmp_path / "out", max_length=20))
+        train(a_run(pairs, out=tmp_path / "out", max_length=20))
 
-    assert not (tmp_path / "out").exists()
+    assert train(a_run(pairs, out=tmp_path / "out", max_length=200)) == {"pairs": 32, "steps": 4}  # the folder is free
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_pairs_of_chat_messages_need_a_chat_template_and_may_be_in_several_files(pairs: Path, tmp_path: Path) -> None:
     rows = pq.read_table(pairs).to_pylist()
     for row in rows:
         for column, role in (("prompt", "user"), ("chosen", "assistant"), ("rejected", "assistant")):
             row[column] = [{"role": role, "content": row[column]}]
-    files = tuple(str(tmp_path / f"train-0000{i}-of-00002.parquet") for i in range(2))
+    files = [tmp_path / f"train-0000{i}-of-00002.parquet" for i in range(2)]
     for i, file in enumerate(files):
         pq.write_table(pa.Table.from_pylist(rows[16 * i : 16 * (i + 1)]), file)
     chatty = tmp_path / "chatty"
     shutil.copytree(POLICY, chatty)
     (chatty / "chat_template.jinja").write_text("{% for message in messages %}{{ message['content'] }}{% endfor %}")
 
-    with pytest.raises(Unfit, match="has no chat template"):
-        train(DpoRun(files, str(POLICY), tmp_path / "out"))
-    with pytest.raises(Unfit, match="of 32 pairs are longer"):
-        train(DpoRun(files, str(chatty), tmp_path / "out", max_length=20))
-    result = train(DpoRun(files, str(chatty), tmp_path / "out", batch=16, max_length=256))
+    def at(out: str, policy: Path, max_length: int) -> DpoRun:
+        run = a_run(*files, out=tmp_path / out, max_length=max_length, batch=16)
+        return replace(run, learning=replace(run.learning, policy=str(policy)))
 
-    assert result == {"pairs": 32, "steps": 2}
+    with pytest.raises(Unfit, match="has no chat template"):
+        train(at("plain", POLICY, 256))
+    with pytest.raises(Unfit, match="of 32 pairs are longer"):
+        train(at("short", chatty, 20))
+    assert train(at("fit", chatty, 256)) == {"pairs": 32, "steps": 2}
+
+
+def test_a_mix_takes_from_its_datasets_by_weight_the_same_way_for_the_same_seed(pairs: Path, tmp_path: Path) -> None:
+    more = tmp_path / "more.parquet"
+    pq.write_table(pa.concat_tables([pq.read_table(pairs)] * 8), more)
+    mix = (Source(str(pairs), 1.0), Source(str(more), 3.0))
+    runs = [replace(a_run(out=tmp_path / name), datasets=mix) for name in ("a", "b")]
+
+    first, second = (train(run) for run in runs)
+
+    assert 96 <= first["pairs"] <= 160  # the smaller one gives its 32 as a quarter
+    assert first == second
+    assert weights(tmp_path / "a") == weights(tmp_path / "b")
+    with pytest.raises(Unfit, match="every dataset a weight"):
+        train(replace(a_run(out=tmp_path / "c"), datasets=(mix[0], Source(str(more)))))
+
+
+def test_the_reference_is_asked_once_for_the_same_pairs(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    ask = CachedReferenceDPOTrainer.compute_ref_log_probs
+    monkeypatch.setattr(CachedReferenceDPOTrainer, "compute_ref_log_probs", lambda *told: asked.append(1) or ask(*told))
+    elsewhere = shutil.copy(pairs, tmp_path / "elsewhere.parquet")
+
+    train(a_run(pairs, out=tmp_path / "first"))
+    times = len(asked)
+    train(a_run(elsewhere, out=tmp_path / "second"))
+
+    assert times == len(asked) == 4
+    assert weights(tmp_path / "first") == weights(tmp_path / "second")
+    train(a_run(pairs, out=tmp_path / "third", precompute=False))
+    assert weights(tmp_path / "first") == weights(tmp_path / "third")  # the same answers, whenever it is asked
+
+
+@pytest.mark.parametrize("loss", ["ipo", "hinge"])
+def test_other_losses_and_an_nll_term_are_trls_own(loss: str, pairs: Path, tmp_path: Path) -> None:
+    train(a_run(pairs, out=tmp_path / "plain", losses=(loss,)))
+    train(a_run(pairs, out=tmp_path / "with-nll", losses=(loss,), nll=1.0))
+
+    assert weights(tmp_path / "plain") != weights(tmp_path / "with-nll")
+
+
+def test_adapters_are_trained_instead_of_all_weights(pairs: Path, tmp_path: Path) -> None:
+    run = a_run(pairs, out=tmp_path / "out")
+    train(replace(run, learning=replace(run.learning, lora=Lora(8, 16), learning_rate=2e-3)))
+
+    assert (tmp_path / "out/adapter_model.safetensors").exists()
+    assert not (tmp_path / "out/model.safetensors").exists()
+
+
+def test_any_option_of_trl_goes_through(pairs: Path, tmp_path: Path) -> None:
+    run = a_run(pairs, out=tmp_path / "out")
+    train(replace(run, learning=replace(run.learning, options={"max_steps": 2, "logging_steps": 1})))
+
+    assert manifest(tmp_path / "out")["result"] == {"pairs": 32, "steps": 2}
+    assert len([entry for entry in manifest(tmp_path / "out")["log"] if "loss" in entry]) == 2
+
+
+def test_a_folder_belongs_to_one_run(pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    done = train(a_run(pairs, out=out))
+    before = weights(out)
+
+    assert train(a_run(pairs, out=out)) == done  # and nothing is trained
+    with pytest.raises(Unfit, match="another run, with another beta"):
+        train(a_run(pairs, out=out, beta=0.5))
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/thesis.tex").write_text("dear")
+    with pytest.raises(Unfit, match="is not empty"):
+        train(a_run(pairs, out=tmp_path / "full"))
+    assert weights(out) == before
+
+
+def test_a_dataset_that_came_damaged_is_refused(pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from trainers import pairs as room
+
+    with pytest.raises(Unfit, match="came damaged"):
+        room._fetched(pairs.as_uri(), "0" * 64)
+    whole = room._fetched(pairs.as_uri())
+    pairs.unlink()
+    assert room._fetched(pairs.as_uri(), whole.sha256) == whole  # it is here already
+
+
+def test_a_trainer_killed_three_times_ends_with_the_very_same_weights(pairs: Path, tmp_path: Path) -> None:
+    def command(out: Path) -> list[str]:
+        told = [sys.executable, "-m", "refinery", "train", "dpo", "--dataset", str(pairs), "--policy", str(POLICY)]
+        return [
+            *told,
+            "--out",
+            str(out),
+            "--learning-rate",
+            "2e-4",
+            "--batch",
+            "2",
+            "--epochs",
+            "4",
+            "--save-every",
+            "5",
+        ]
+
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    subprocess.run(command(tmp_path / "undisturbed"), check=True, env=environment, capture_output=True)
+
+    disturbed = tmp_path / "disturbed"
+    for step in (10, 25, 45):
+        process = subprocess.Popen(
+            command(disturbed), env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        while not list(disturbed.glob(f"checkpoint-{step}*")):
+            assert process.poll() is None
+            time.sleep(0.005)  # also in the middle of writing one
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    assert not (disturbed / "training.json").exists()
+    subprocess.run(command(disturbed), check=True, env=environment, capture_output=True)
+
+    assert manifest(disturbed)["result"] == {"pairs": 32, "steps": 64}
+    assert weights(disturbed) == weights(tmp_path / "undisturbed")

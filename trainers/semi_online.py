@@ -1,0 +1,169 @@
+"""Semi-online DPO (arXiv 2506.21495) with TRL's trainer on pairs that the service samples between two publications.
+
+The generator is the policy as it was published last: after every step it is online DPO, after every so many steps
+semi-online, never again offline. What the loss compares with, the reference, is synced by a knob of its own. Read from
+top to bottom.
+
+A micro-batch holds pairs of one task only: what a verifier judged and what a reward model judged are not comparable.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from accelerate import PartialState
+from datasets import Dataset
+from trl import DPOConfig, DPOTrainer
+
+from curation.keys import rng_for
+from trainers.client import Json, Refinery
+from trainers.dpo import weighted
+from trainers.evaluation import Evaluation, Examiner
+from trainers.learning import Learning, Policy, Unfit, finish, finished, learn
+from trainers.leasing import Leases, Supply, consumer_of, share
+from trainers.pairs import check_lengths
+from trainers.publishing import Publisher, Publishing
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """Prompts with one way of judging them."""
+
+    run: str
+    """Of the service."""
+    weight: float = 1.0
+    """Its share of the micro-batches."""
+    pairs: str = "first_right_first_wrong"
+    """The rule; `best_with_worst` where rewards are graded."""
+
+
+@dataclass(frozen=True, slots=True)
+class SemiOnlineRun:
+    learning: Learning
+    service: str
+    tasks: tuple[Task, ...]
+    steps: int
+    batch: int = 32
+    """Pairs of a micro-batch, over all devices."""
+    micro_batches: int = 1
+    """Of a step."""
+    sync_every: int = 10
+    """Steps between two publications of the weights: 1 is online DPO, 0 never again, which is offline DPO."""
+    sync_reference_every: int = 0
+    """Steps after which the reference becomes the policy; 0 keeps the one that training started from."""
+    beta: float = 0.1
+    losses: tuple[str, ...] = ("sigmoid",)
+    """TRL's names."""
+    nll: float = 0.0
+    """Weight of the negative log-likelihood of the chosen side, per token."""
+    entropy: float = 0.0
+    """Weight of the mean entropy of the policy over the tokens of the chosen side, which the loss rewards."""
+    max_length: int = 1024
+    max_staleness: int | None = 0
+    ahead: int = 0
+    evaluation: Evaluation | None = None
+
+
+def train(run: SemiOnlineRun) -> Json:
+    """Trains and saves policy and tokenizer to the run's folder; returns what came of it."""
+    if (done := finished(run.learning.out, run)) is not None:
+        return done
+    generator = policy_of(run)
+    policy = Policy.load(run.learning)
+    if run.batch % PartialState().num_processes:
+        raise Unfit(f"a micro-batch of {run.batch} pairs does not divide among {PartialState().num_processes} devices")
+    reference = {"sync_ref_model": True, "ref_model_sync_steps": run.sync_reference_every, "ref_model_mixup_alpha": 1.0}
+
+    trainer = LeasedDPOTrainer(
+        run,
+        model=policy.model,
+        args=DPOConfig(
+            **run.learning.trl(
+                max_steps=run.steps,
+                lr_scheduler_type="constant",
+                ignore_data_skip=True,  # the data is a ticket for each pair; pairs come with the step
+                per_device_train_batch_size=run.batch // PartialState().num_processes,
+                gradient_accumulation_steps=run.micro_batches,
+                beta=run.beta,
+                **weighted(run.losses, run.nll),
+                **(reference if run.sync_reference_every else {}),
+                max_length=run.max_length,
+            )
+        ),
+        train_dataset=Dataset.from_list([{"prompt": "ticket ", "chosen": "a", "rejected": "b"}] * run.batch),
+        processing_class=policy.tokenizer,
+        peft_config=policy.adapters,
+    )
+    publisher = Publisher(run.service, generator, run.learning.out)
+    trainer.add_callback(Publishing(publisher, trainer, every=run.sync_every, start=run.learning.policy))
+    if run.evaluation:
+        trainer.add_callback(Examiner(run.evaluation, trainer, [task.run for task in run.tasks]))
+    learn(trainer, run.learning.out, run)
+
+    result = {"steps": trainer.state.global_step} | publisher.publish(trainer)
+    return finish(run.learning.out, run, result, trainer)
+
+
+def policy_of(run: SemiOnlineRun) -> str:
+    """The policy that all its tasks sample from. Raises Unfit where there are several."""
+    with Refinery(run.service) as refinery:
+        found = {refinery.get(f"/v1/runs/{task.run}")["config"]["policy"] for task in run.tasks}
+    if len(found) > 1:
+        raise Unfit(f"the runs sample from different policies, {', '.join(sorted(found))}: one trainer learns one")
+    return str(found.pop())
+
+
+def task_of(run: SemiOnlineRun, step: int, part: int) -> Task:
+    """Of a micro-batch: drawn by the seed, with the weights of the tasks."""
+    rng = rng_for(run.learning.seed, "task", step, part)
+    return rng.choices(run.tasks, [task.weight for task in run.tasks])[0]
+
+
+class LeasedDPOTrainer(DPOTrainer):
+    """Gets its pairs with the step. A data loader collates a batch ahead: its pairs would come from weights that are a
+    step older than they need be."""
+
+    def __init__(self, run: SemiOnlineRun, **arguments: Any) -> None:
+        super().__init__(**arguments)
+        self._run = run
+        self._part = 0
+        """Of the step: which micro-batch."""
+        self._leases = {task: Leases(supply_of(task, run)) for task in run.tasks}
+        for leases in self._leases.values():
+            self.add_callback(leases)
+        self._entropy: torch.Tensor | None = None
+        """Of each token, by the latest forward pass of the policy."""
+        if run.entropy:
+            self.accelerator.unwrap_model(self.model).register_forward_hook(self._note_entropy)
+
+    def _prepare_inputs(self, inputs: Any) -> Any:
+        return super()._prepare_inputs(self._batch() if self.model.training else inputs)
+
+    def _batch(self) -> dict[str, torch.Tensor]:
+        """The next micro-batch, of this process."""
+        task = task_of(self._run, self.state.global_step, self._part)
+        rows = self._leases[task].rows(self, self._run.batch, f".{self._part}")
+        self._part = (self._part + 1) % self._run.micro_batches
+        pairs = Dataset.from_list([{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows])
+        check_lengths(pairs, self.processing_class, self._run.max_length)
+        tokenized = self._prepare_dataset(pairs, self.processing_class, self.args, "leased")
+        batch: dict[str, torch.Tensor] = self.data_collator(share(list(tokenized), self))
+        return batch
+
+    def compute_loss(self, model: Any, inputs: Any, *arguments: Any, **more: Any) -> Any:
+        loss = super().compute_loss(model, inputs, *arguments, **more)
+        if self._entropy is None:
+            return loss
+        chosen_BT, _ = inputs["completion_mask"][:, 1:].chunk(2)
+        entropy_BT, _ = self._entropy[:, -chosen_BT.size(1) :].chunk(2)
+        mean_B = (entropy_BT * chosen_BT).sum(1) / chosen_BT.sum(1).clamp(min=1)
+        return loss - self._run.entropy * mean_B.mean()
+
+    def _note_entropy(self, module: Any, arguments: Any, outputs: Any) -> None:
+        if torch.is_grad_enabled():  # as the reference an adapter's model is asked without
+            self._entropy = outputs.entropy
+
+
+def supply_of(task: Task, run: SemiOnlineRun) -> Supply:
+    recipe = {"shape": "pairs", "pairs": {"kind": task.pairs}, "seed": run.learning.seed}
+    return Supply(run.service, task.run, consumer_of(run.learning), recipe, run.max_staleness, run.ahead)
