@@ -52,3 +52,21 @@ def test_every_selector_and_every_option_of_it_is_documented(choice: type[Select
     row = next(line for line in page.splitlines() if line.startswith(f"| `{choice.model_fields['kind'].default}` |"))
 
     assert {name for name in choice.model_fields if name != "kind"} <= set(re.findall(r"`(\w+)`", row))
+
+
+def test_every_option_of_the_trainers_in_their_page_exists() -> None:
+    page = (ROOT / "docs/training.md").read_text()
+    commands = re.findall(r"refinery train ([a-z0-9-]+)((?: [^`\n]*)?)", page)
+    help_of = {
+        verb: subprocess.run(
+            [sys.executable, "-m", "refinery", "train", verb, "--help"], capture_output=True, text=True, check=True
+        ).stdout
+        for verb in {verb for verb, _ in commands}
+    }
+
+    assert set(help_of) == {"dpo", "grpo", "g2d", "semi-online"}
+    every = " ".join(help_of.values())
+    assert {option for option in re.findall(r"`(--[a-z0-9-]+)", page) if option not in every} <= {"--num_processes"}
+    for verb, options in commands:
+        for option in re.findall(r"(--[a-z0-9-]+)", options):
+            assert option in help_of[verb], f"{verb} {option}"

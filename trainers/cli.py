@@ -373,6 +373,8 @@ def _learning(
     rank, alpha, dropout = adapters
     lora = Lora(rank, 2.0 * rank if alpha is None else alpha, dropout) if rank else None
     options = dict(_option(told) for told in trl)
+    if Path(policy).exists():
+        policy = str(Path(policy).absolute())  # the service may be told of it, and stands elsewhere
     return Learning(policy, out, rate, seed, lora, save_every, tuple(report_to), options)
 
 

@@ -74,8 +74,8 @@ def train(run: G2dRun) -> Json:
     return finish(
         run.out,
         run,
-        {"steps": chosen, "dataset": source.name} | result,
-        warm_up=warmed,
+        {"warm_up": chosen, "dataset": source.name} | result,
+        warmed=warmed,
         harvests={steps: one | {"checkpoint": weights_after(run, steps)} for steps, one in harvested.items()},
         advice=advice,
         dataset={name: dataset[name] for name in ("name", "version", "dataset_id")}

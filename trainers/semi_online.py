@@ -72,6 +72,7 @@ def train(run: SemiOnlineRun) -> Json:
     policy = Policy.load(run.learning)
     if run.batch % PartialState().num_processes:
         raise Unfit(f"a micro-batch of {run.batch} pairs does not divide among {PartialState().num_processes} devices")
+    tickets = run.batch * run.micro_batches  # an epoch is a step: the end of one would cut a step short
     reference = {"sync_ref_model": True, "ref_model_sync_steps": run.sync_reference_every, "ref_model_mixup_alpha": 1.0}
 
     trainer = LeasedDPOTrainer(
@@ -90,7 +91,7 @@ def train(run: SemiOnlineRun) -> Json:
                 max_length=run.max_length,
             )
         ),
-        train_dataset=Dataset.from_list([{"prompt": "ticket ", "chosen": "a", "rejected": "b"}] * run.batch),
+        train_dataset=Dataset.from_list([{"prompt": "ticket ", "chosen": "a", "rejected": "b"}] * tickets),
         processing_class=policy.tokenizer,
         peft_config=policy.adapters,
     )

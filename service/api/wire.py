@@ -220,7 +220,8 @@ class LeaseOut(BaseModel):
     run: str
     consumer: str
     state: LeaseState
-    groups: int
+    group_ids: list[str]
+    """In the order in which their prompts were chosen."""
     seconds: float
     """That it is good for, from the start or its last renewal."""
     leased_at: Time
@@ -234,7 +235,7 @@ class LeaseOut(BaseModel):
             run=lease.run,
             consumer=lease.consumer,
             state=lease.state,
-            groups=len(lease.group_ids),
+            group_ids=list(lease.group_ids),
             seconds=lease.seconds,
             leased_at=lease.leased_at,
             expires_at=expires_at,
