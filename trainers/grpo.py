@@ -9,13 +9,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
 from trainers.client import Json, Refinery
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, Unfit, finish, finished, learn
+from trainers.learning import Learning, Policy, Unfit, finish, finished, learn, team
 from trainers.leasing import Leases, Supply, consumer_of, share
 from trainers.publishing import Keeping, Publisher, Publishing
 
@@ -108,11 +107,11 @@ def supply_of(run: GrpoRun) -> Supply:
 
 def micro_batches(run: GrpoRun) -> int:
     """Of a step, on each device. Raises Unfit where the numbers do not go into each other."""
-    rollouts, at_once = run.groups * run.keep, run.micro_batch * PartialState().num_processes
+    rollouts, at_once = run.groups * run.keep, run.micro_batch * team().num_processes
     if rollouts % at_once:
         raise Unfit(
             f"{run.groups} groups of {run.keep} are {rollouts} rollouts a step, which do not divide into micro-batches "
-            f"of {run.micro_batch} on {PartialState().num_processes} devices"
+            f"of {run.micro_batch} on {team().num_processes} devices"
         )
     return int(rollouts // at_once)
 

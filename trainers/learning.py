@@ -77,6 +77,7 @@ class Learning:
             "learning_rate": self.learning_rate,
             "seed": self.seed,
             "data_seed": self.seed,
+            "use_cpu": not torch.accelerator.is_available(),
             "bf16": on_gpu and torch.cuda.is_bf16_supported(),
             "gradient_checkpointing": on_gpu,  # on a CPU memory is not what is short
             "save_strategy": "steps",
@@ -103,6 +104,11 @@ class Policy:
         return cls(model, tokenizer, learning.lora.config() if learning.lora else None)
 
 
+def team() -> PartialState:
+    """This process among those of the trainer. Those on CPUs find each other only if they are told that they are."""
+    return PartialState(cpu=not torch.accelerator.is_available())
+
+
 def finished(out: Path, run: Any) -> Json | None:
     """What came of this run if it is done. Raises Unfit where the folder is another run's."""
     told = _told(run)
@@ -121,7 +127,7 @@ def finished(out: Path, run: Any) -> Json | None:
 
 def claim(out: Path, run: Any) -> None:
     """From now on the folder is this run's."""
-    if PartialState().is_main_process:
+    if team().is_main_process:
         out.mkdir(parents=True, exist_ok=True)
         _write(out / BEGUN, _told(run))
 
@@ -130,6 +136,8 @@ def learn(trainer: Trainer, out: Path, run: Any) -> None:
     """Trains, from the newest whole checkpoint if there is one, and saves policy and tokenizer to the folder."""
     claim(out, run)
     trainer.train(resume_from_checkpoint=newest_checkpoint(out))
+    if trainer.state.global_step < trainer.args.max_steps:
+        raise RuntimeError(f"TRL stopped at step {trainer.state.global_step} of {trainer.args.max_steps}")
     trainer.save_model(str(out))
 
 
@@ -150,7 +158,7 @@ def finish(out: Path, run: Any, result: Json, trainer: Trainer | None = None, **
     if trainer is not None:
         facts |= {"log": trainer.state.log_history}
         trainer.end()
-    if PartialState().is_main_process:
+    if team().is_main_process:
         versions = {name: version(name) for name in LIBRARIES}
         provenance = {"commit": commit(), "machine": machine(), "libraries": versions}
         _write(out / DONE, {"result": result, "run": _told(run)} | facts | provenance)

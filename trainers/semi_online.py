@@ -11,15 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from accelerate import PartialState
-from datasets import Dataset
+from datasets import Dataset, disable_progress_bars
 from trl import DPOConfig, DPOTrainer
 
 from curation.keys import rng_for
 from trainers.client import Json, Refinery
 from trainers.dpo import weighted
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, Unfit, finish, finished, learn
+from trainers.learning import Learning, Policy, Unfit, finish, finished, learn, team
 from trainers.leasing import Leases, Supply, consumer_of, share
 from trainers.pairs import check_lengths
 from trainers.publishing import Publisher, Publishing
@@ -68,10 +67,11 @@ def train(run: SemiOnlineRun) -> Json:
     """Trains and saves policy and tokenizer to the run's folder; returns what came of it."""
     if (done := finished(run.learning.out, run)) is not None:
         return done
+    disable_progress_bars()  # a few for each micro-batch
     generator = policy_of(run)
     policy = Policy.load(run.learning)
-    if run.batch % PartialState().num_processes:
-        raise Unfit(f"a micro-batch of {run.batch} pairs does not divide among {PartialState().num_processes} devices")
+    if run.batch % team().num_processes:
+        raise Unfit(f"a micro-batch of {run.batch} pairs does not divide among {team().num_processes} devices")
     tickets = run.batch * run.micro_batches  # an epoch is a step: the end of one would cut a step short
     reference = {"sync_ref_model": True, "ref_model_sync_steps": run.sync_reference_every, "ref_model_mixup_alpha": 1.0}
 
@@ -83,7 +83,7 @@ def train(run: SemiOnlineRun) -> Json:
                 max_steps=run.steps,
                 lr_scheduler_type="constant",
                 ignore_data_skip=True,  # the data is a ticket for each pair; pairs come with the step
-                per_device_train_batch_size=run.batch // PartialState().num_processes,
+                per_device_train_batch_size=run.batch // team().num_processes,
                 gradient_accumulation_steps=run.micro_batches,
                 beta=run.beta,
                 **weighted(run.losses, run.nll),

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file
 
 from tests.processes import Service, serving
 from tests.trainers.conftest import POLICY, learning
@@ -32,6 +33,8 @@ GRPO = ("grpo", *TRAINED, "--groups", "4", "--keep", "4", "--micro-batch", "8", 
 SEMI_ONLINE = ("semi-online", *TRAINED, "--batch", "4", "--max-length", "256", "--steps", "6", "--sync-every", "2")
 G2D = ("g2d", *TRAINED, "--groups", "4", "--keep", "4", "--micro-batch", "8", "--warm-up-rate", "1e-4")
 HARVEST = ("--n", "4", "--max-tokens", "96", "--max-length", "256", "--batch", "8")
+GRPO_STEP = ("--groups", "4", "--keep", "4", "--micro-batch", "4")
+SEMI_ONLINE_STEP = ("--batch", "4", "--max-length", "256", "--micro-batches", "2")
 EXAMINED = ("--evaluate-on", "held-out", "--evaluate-every", "3", "--evaluate-tokens", "96")
 
 
@@ -139,6 +142,25 @@ def test_every_group_is_as_fresh_as_it_should_be_and_evaluations_change_nothing(
     assert [entry["step"] for entry in found] == [0, 3, 6]
     assert all(entry["eval_prompts"] == 30 and 0 < entry["eval_accuracy"] < 1 for entry in found)
     assert 0 == found[0]["spent_rollouts"] < found[1]["spent_rollouts"] < found[2]["spent_rollouts"]
+
+
+@pytest.mark.parametrize("verb", ["grpo", "semi-online"])
+def test_two_processes_make_the_step_that_one_makes(verb: str, service: Service, tmp_path: Path) -> None:
+    """Each works on a part of the groups; plain gradient descent shows how large the step is."""
+    runs = [a_run(service, f"{verb}-{name}") for name in ("alone", "together")]
+    step = ("--policy", str(POLICY), "--learning-rate", "1e-2", "--steps", "1", "--trl", "optim=sgd")
+    of_verb = {"grpo": GRPO_STEP, "semi-online": SEMI_ONLINE_STEP}[verb]
+    together = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--module", "--", "refinery"]
+    for run, start in zip(runs, ([sys.executable, "-m", "refinery"], together), strict=True):
+        told = ["train", verb, *step, *of_verb, "--run", run, "--out", str(tmp_path / run), "--service", service.url]
+        ended = subprocess.run([*start, *told], env=ENVIRONMENT, capture_output=True, text=True, check=False)
+        assert ended.returncode == 0, ended.stderr[-3000:]
+
+    alone, both, before = (
+        load_file(folder / "model.safetensors") for folder in [*map(tmp_path.joinpath, runs), POLICY]
+    )
+    moved = max((alone[name] - before[name]).abs().max().item() for name in before)
+    assert max((alone[name] - both[name]).abs().max().item() for name in before) < 1e-3 * moved
 
 
 def test_plain_grpo_learns_from_whatever_was_sampled(service: Service, tmp_path: Path) -> None:
