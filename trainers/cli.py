@@ -1,60 +1,48 @@
 """Verbs that learn: ``refinery train`` and ``refinery demo``. Their libraries are imported when a verb runs."""
 
-import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Literal
 
 import typer
 
+from trainers.arguments import (
+    LEARNING,
+    Ahead,
+    EvaluateAs,
+    EvaluateEvery,
+    EvaluateN,
+    EvaluateOn,
+    EvaluateTokens,
+    LoraAlpha,
+    LoraDropout,
+    LoraRank,
+    Losses,
+    MaxLength,
+    MaxStaleness,
+    Nll,
+    Out,
+    Policy,
+    Rate,
+    ReportTo,
+    SaveEvery,
+    Seed,
+    SyncEvery,
+    Trl,
+    evaluation_of,
+    learning_of,
+)
 from trainers.client import DEFAULT_SERVICE, RefineryError
 from trainers.options import AsJson, Service, tell
-
-if TYPE_CHECKING:
-    from trainers.evaluation import Evaluation
-    from trainers.learning import Learning
 
 if find_spec("trl") is None:
     raise ModuleNotFoundError("the trainers extra is not installed", name="trl")
 
 train = typer.Typer(help="Train a policy. The same command again goes on where it stopped.", no_args_is_help=True)
-
-LEARNING, EVALUATION = "Learning", "Evaluation"
-Out = Annotated[Path, typer.Option(help="Folder for checkpoints and manifest; it belongs to one run.")]
-Policy = Annotated[str, typer.Option(help="Checkpoint folder or Hub id to start from.")]
-Rate = Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=LEARNING)]
-Seed = Annotated[int, typer.Option(help="Decides order, dropout and every draw.", rich_help_panel=LEARNING)]
-LoraRank = Annotated[int, typer.Option(help="Of LoRA adapters; 0 trains all weights.", rich_help_panel=LEARNING)]
-LoraAlpha = Annotated[float | None, typer.Option(help="Twice the rank by default.", rich_help_panel=LEARNING)]
-LoraDropout = Annotated[float, typer.Option(rich_help_panel=LEARNING)]
-SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, rich_help_panel=LEARNING)]
-ReportTo = Annotated[
-    list[str], typer.Option(help="trackio, wandb, tensorboard, ... as TRL knows them.", rich_help_panel=LEARNING)
-]
-Trl = Annotated[
-    list[str], typer.Option(help="NAME=VALUE: any other option of TRL's configuration.", rich_help_panel=LEARNING)
-]
-Losses = Annotated[list[str], typer.Option("--loss", help="TRL's name of a DPO loss.", rich_help_panel=LEARNING)]
-Nll = Annotated[float, typer.Option(help="Weight of the chosen side's NLL, per token.", rich_help_panel=LEARNING)]
-MaxLength = Annotated[int, typer.Option(help="Tokens of prompt and completion; longer pairs are refused.")]
-EvaluateOn = Annotated[str | None, typer.Option(help="Prompt set to measure on.", rich_help_panel=EVALUATION)]
-EvaluateEvery = Annotated[int, typer.Option(help="Steps; 0 only at the end.", rich_help_panel=EVALUATION)]
-EvaluateN = Annotated[int, typer.Option(help="Answers a prompt; one is greedy.", min=1, rich_help_panel=EVALUATION)]
-EvaluateTokens = Annotated[int, typer.Option(help="Of an answer at most.", rich_help_panel=EVALUATION)]
-EvaluateAs = Annotated[
-    str | None,
-    typer.Option(
-        help="Policy of the service that answers; by default a new one, which a fleet has no room for.",
-        rich_help_panel=EVALUATION,
-    ),
-]
-SyncEvery = Annotated[int, typer.Option(help="Steps between two publications of the weights; 0 never again.", min=0)]
-MaxStaleness = Annotated[int, typer.Option(help="Versions that a group may be behind the policy.", min=0)]
-Ahead = Annotated[int, typer.Option(help="Groups that the service samples ahead of the step.", min=0)]
 
 
 def register(app: typer.Typer) -> None:
@@ -116,7 +104,9 @@ def dpo(
 
     if weight and len(weight) != len(dataset):
         sys.exit(f"refinery train dpo: {len(dataset)} datasets and {len(weight)} weights: give one for each or none")
-    learning = _learning(policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl)
+    learning = learning_of(
+        policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl
+    )
     run = DpoRun(
         datasets=tuple(Source(*told) for told in zip_longest(dataset, weight)),
         learning=learning,
@@ -129,7 +119,7 @@ def dpo(
         max_length=max_length,
         precompute=precompute,
         publish_to=publish_to if publish else None,
-        evaluation=_evaluation(
+        evaluation=evaluation_of(
             service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
         ),
     )
@@ -174,7 +164,9 @@ def grpo(
     """Trains by GRPO on groups that a run of the service samples, and publishes the weights back to it."""
     from trainers.grpo import GrpoRun, train
 
-    learning = _learning(policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl)
+    learning = learning_of(
+        policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl
+    )
     told = GrpoRun(
         learning=learning,
         service=service,
@@ -190,7 +182,7 @@ def grpo(
         ahead=ahead,
         beta=beta,
         loss=loss,
-        evaluation=_evaluation(
+        evaluation=evaluation_of(
             service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
         ),
     )
@@ -241,8 +233,13 @@ def semi_online(
     """Trains by DPO on pairs that runs of the service sample, and publishes the weights every so many steps."""
     from trainers.semi_online import SemiOnlineRun, Task, train
 
-    learning = _learning(policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl)
-    named = [(name, float(weight or 1)) for name, _, weight in (told.partition("=") for told in run)]
+    learning = learning_of(
+        policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl
+    )
+    try:
+        named = [(name, float(weight or 1)) for name, _, weight in (told.partition("=") for told in run)]
+    except ValueError as error:
+        sys.exit(f"refinery train semi-online: --run NAME=WEIGHT: {error}")
     told = SemiOnlineRun(
         learning=learning,
         service=service,
@@ -262,7 +259,7 @@ def semi_online(
         max_length=max_length,
         max_staleness=max_staleness,
         ahead=ahead,
-        evaluation=_evaluation(
+        evaluation=evaluation_of(
             service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
         ),
     )
@@ -291,9 +288,7 @@ def g2d(
     max_tokens: Annotated[int, typer.Option(help="Of an answer in the harvest.")] = 512,
     passes: Annotated[int, typer.Option(help="Of the harvest over the prompts.", min=1)] = 1,
     pairs: Annotated[str, typer.Option(help="Pair rule of the recipe.")] = "one_random_pair",
-    start: Annotated[
-        str, typer.Option(help="DPO starts from the `original` policy or from the `warm` one.")
-    ] = "original",
+    start: Annotated[Literal["original", "warm"], typer.Option(help="Policy that DPO starts from.")] = "original",
     batch: Annotated[int, typer.Option(help="Pairs of a DPO step, on each device.", rich_help_panel=LEARNING)] = 16,
     learning_rate: Rate = 1e-6,
     beta: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 0.1,
@@ -323,8 +318,8 @@ def g2d(
     from trainers.grpo import GrpoRun
 
     adapters = (lora, lora_alpha, lora_dropout)
-    warming = _learning(policy, out / "warm-up", warm_up_rate, seed, adapters, save_every, report_to, [])
-    learning = _learning(policy, out / "dpo", learning_rate, seed, adapters, save_every, report_to, trl)
+    warming = learning_of(policy, out / "warm-up", warm_up_rate, seed, adapters, save_every, report_to, [])
+    learning = learning_of(policy, out / "dpo", learning_rate, seed, adapters, save_every, report_to, trl)
     told = G2dRun(
         out=out,
         warm_up=GrpoRun(
@@ -350,52 +345,12 @@ def g2d(
             epochs=epochs,
             max_length=max_length,
             publish_to=publish_to if publish else None,
-            evaluation=_evaluation(service, learning, evaluate_on, 0, evaluate_n, evaluate_tokens, evaluate_as),
+            evaluation=evaluation_of(service, learning, evaluate_on, 0, evaluate_n, evaluate_tokens, evaluate_as),
         ),
         start=Start(start),
     )
     with _told("g2d"):
         tell(train(told), as_json)
-
-
-def _learning(
-    policy: str,
-    out: Path,
-    rate: float,
-    seed: int,
-    adapters: tuple[int, float | None, float],
-    save_every: int,
-    report_to: list[str],
-    trl: list[str],
-) -> "Learning":
-    from trainers.learning import Learning, Lora
-
-    rank, alpha, dropout = adapters
-    lora = Lora(rank, 2.0 * rank if alpha is None else alpha, dropout) if rank else None
-    options = dict(_option(told) for told in trl)
-    if Path(policy).exists():
-        policy = str(Path(policy).absolute())  # the service may be told of it, and stands elsewhere
-    return Learning(policy, out, rate, seed, lora, save_every, tuple(report_to), options)
-
-
-def _option(told: str) -> tuple[str, Any]:
-    name, _, value = told.partition("=")
-    try:
-        return name, json.loads(value)
-    except ValueError:
-        return name, value
-
-
-def _evaluation(
-    service: str, learning: "Learning", on: str | None, every: int, n: int, tokens: int, policy: str | None
-) -> "Evaluation | None":
-    from trainers.evaluation import Evaluation
-    from trainers.leasing import consumer_of
-
-    if on is None:
-        return None
-    name = consumer_of(learning)
-    return Evaluation(service, policy or name, on, name, every, n, tokens, learning.seed)
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from trl import DPOConfig, DPOTrainer
 from curation.keys import digest
 from trainers.cache import cache, unfinished
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, finish, finished, learn
+from trainers.learning import Learning, Policy, configured, finish, finished, learn
 from trainers.pairs import Source, check_lengths, fetch, mixed
 from trainers.publishing import Publisher
 
@@ -59,7 +59,8 @@ def train(run: DpoRun) -> dict[str, Any]:
 
     trainer = CachedReferenceDPOTrainer(
         model=policy.model,
-        args=DPOConfig(
+        args=configured(
+            DPOConfig,
             **run.learning.trl(
                 num_train_epochs=run.epochs,
                 per_device_train_batch_size=run.batch,
@@ -67,7 +68,7 @@ def train(run: DpoRun) -> dict[str, Any]:
                 **weighted(run.losses, run.nll),
                 max_length=run.max_length,
                 precompute_ref_log_probs=run.precompute,
-            )
+            ),
         ),
         train_dataset=pairs,
         processing_class=policy.tokenizer,

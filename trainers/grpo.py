@@ -14,7 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trainers.client import Json, Refinery
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, Unfit, finish, finished, learn, team
+from trainers.learning import Learning, Policy, Unfit, configured, finish, finished, learn, team
 from trainers.leasing import Leases, Supply, consumer_of, share
 from trainers.publishing import Keeping, Publisher, Publishing
 
@@ -62,7 +62,8 @@ def train(run: GrpoRun) -> Json:
     trainer = LeasedGRPOTrainer(
         model=policy.model,
         reward_funcs=verified,
-        args=GRPOConfig(
+        args=configured(
+            GRPOConfig,
             **run.learning.trl(
                 max_steps=run.steps,
                 lr_scheduler_type="constant",
@@ -74,7 +75,7 @@ def train(run: GrpoRun) -> Json:
                 max_completion_length=config["sampling"]["max_tokens"],
                 beta=run.beta,
                 loss_type=run.loss,
-            )
+            ),
         ),
         train_dataset=Dataset.from_dict({"prompt": ["ticket"] * run.groups}),
         processing_class=policy.tokenizer,

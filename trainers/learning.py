@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from accelerate import PartialState
@@ -24,6 +24,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from trainers.provenance import commit, machine
 
 Json = dict[str, Any]
+T = TypeVar("T")
 SMALL = 20_000_000
 """Parameters up to which one thread is fastest."""
 BEGUN, DONE = "run.json", "training.json"
@@ -97,11 +98,22 @@ class Policy:
 
     @classmethod
     def load(cls, learning: Learning) -> "Policy":
-        model = AutoModelForCausalLM.from_pretrained(learning.policy, dtype="float32", use_safetensors=True)
+        try:
+            model = AutoModelForCausalLM.from_pretrained(learning.policy, dtype="float32", use_safetensors=True)
+            tokenizer = AutoTokenizer.from_pretrained(learning.policy)
+        except (OSError, ValueError) as error:
+            raise Unfit(f"{learning.policy} is no policy that can be trained: {error}") from None
         if model.num_parameters() <= SMALL:
             torch.set_num_threads(1)  # threads of so small a product only wait for each other
-        tokenizer = AutoTokenizer.from_pretrained(learning.policy)
         return cls(model, tokenizer, learning.lora.config() if learning.lora else None)
+
+
+def configured(kind: type[T], **told: Any) -> T:
+    """TRL's configuration of this kind. Raises Unfit for what it does not know or cannot do."""
+    try:
+        return kind(**told)
+    except (TypeError, ValueError) as refusal:
+        raise Unfit(f"{kind.__name__}: {refusal}") from None
 
 
 def team() -> PartialState:

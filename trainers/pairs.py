@@ -54,12 +54,17 @@ def fetch(source: Source, service: str) -> list[Fetched]:
 def _fetched(url: str, sha256: str | None = None) -> Fetched:
     """Downloaded, unless it is a file of this machine or is here already. `sha256` is what it has to be."""
     if not urlsplit(url).scheme:
+        if not Path(url).is_file():
+            raise Unfit(f"there is no file {url}")
         return Fetched(url, Path(url), sha256_of(Path(url)))
     folder, suffix = cache("pairs"), Path(urlsplit(url).path).suffix
     if sha256 is None or not (folder / f"{sha256}{suffix}").exists():
         with unfinished(folder) as file:
-            with fsspec.open(url, "rb") as remote, file.open("wb") as local:
-                shutil.copyfileobj(remote, local, BLOCK)
+            try:
+                with fsspec.open(url, "rb") as remote, file.open("wb") as local:
+                    shutil.copyfileobj(remote, local, BLOCK)
+            except Exception as error:  # noqa: BLE001 - each protocol has errors of its own
+                raise Unfit(f"{url} cannot be fetched: {type(error).__name__}: {error}") from None
             found = sha256_of(file)
             if sha256 not in {None, found}:
                 raise Unfit(f"{url} came damaged: its sha256 is {found} and should be {sha256}; try again")
@@ -82,6 +87,8 @@ def mixed(sources: Sequence[Source], fetched: Sequence[Sequence[Fetched]], seed:
 def _read(files: Sequence[Path]) -> Dataset:
     kind = "json" if files[0].suffix in {".jsonl", ".json"} else "parquet"
     rows = load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    if lacking := [column for column in COLUMNS if column not in rows.column_names]:
+        raise Unfit(f"{files[0]} holds no pairs: it has no column {', '.join(lacking)}")
     return rows.select_columns(list(COLUMNS))
 
 

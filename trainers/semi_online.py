@@ -18,7 +18,7 @@ from curation.keys import rng_for
 from trainers.client import Json, Refinery
 from trainers.dpo import weighted
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, Unfit, finish, finished, learn, team
+from trainers.learning import Learning, Policy, Unfit, configured, finish, finished, learn, team
 from trainers.leasing import Leases, Supply, consumer_of, share
 from trainers.pairs import check_lengths
 from trainers.publishing import Publisher, Publishing
@@ -78,7 +78,8 @@ def train(run: SemiOnlineRun) -> Json:
     trainer = LeasedDPOTrainer(
         run,
         model=policy.model,
-        args=DPOConfig(
+        args=configured(
+            DPOConfig,
             **run.learning.trl(
                 max_steps=run.steps,
                 lr_scheduler_type="constant",
@@ -89,7 +90,7 @@ def train(run: SemiOnlineRun) -> Json:
                 **weighted(run.losses, run.nll),
                 **(reference if run.sync_reference_every else {}),
                 max_length=run.max_length,
-            )
+            ),
         ),
         train_dataset=Dataset.from_list([{"prompt": "ticket ", "chosen": "a", "rejected": "b"}] * tickets),
         processing_class=policy.tokenizer,

@@ -173,6 +173,34 @@ def test_a_dataset_that_came_damaged_is_refused(pairs: Path, tmp_path: Path, mon
     assert room._fetched(pairs.as_uri(), whole.sha256) == whole  # it is here already
 
 
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"datasets": (Source("/nowhere.parquet"),)}, "there is no file"),
+        ({"datasets": (Source("http://127.0.0.1:9/pairs.parquet"),)}, "cannot be fetched"),
+        ({"learning": {"policy": "/nowhere"}}, "is no policy that can be trained"),
+        ({"learning": {"options": {"no_such_option": 1}}}, "DPOConfig: .*no_such_option"),
+    ],
+)
+def test_what_cannot_be_trained_is_told_in_a_line_and_leaves_no_folder(
+    wrong: dict[str, Any], told: str, pairs: Path, tmp_path: Path
+) -> None:
+    run = a_run(pairs, out=tmp_path / "out")
+    changed = {name: replace(run.learning, **new) if name == "learning" else new for name, new in wrong.items()}
+
+    with pytest.raises(Unfit, match=told):
+        train(replace(run, **changed))
+
+    assert not (tmp_path / "out/run.json").exists()
+
+
+def test_a_file_without_pairs_is_told_by_what_it_lacks(pairs: Path, tmp_path: Path) -> None:
+    pq.write_table(pq.read_table(pairs).drop_columns(["rejected"]), pairs)
+
+    with pytest.raises(Unfit, match="has no column rejected"):
+        train(a_run(pairs, out=tmp_path / "out"))
+
+
 def test_a_trainer_killed_three_times_ends_with_the_very_same_weights(pairs: Path, tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         told = [sys.executable, "-m", "refinery", "train", "dpo", "--dataset", str(pairs), "--policy", str(POLICY)]
