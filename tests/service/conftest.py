@@ -49,6 +49,7 @@ def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
         script: Script = by_first_word,
         *,
         data: str = "data",
+        engine: Callable[[Script], ScriptedEngine] = ScriptedEngine,
         now: Callable[[], datetime] = utc_now,
         clock: Callable[[], float] = time.monotonic,
         **settings: object,
@@ -56,7 +57,7 @@ def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
         chosen = Settings.model_validate(
             {"data": tmp_path / data, "policy": str(checkpoint), "verifier_workers": 1} | settings
         )
-        opening = partial(open_parts, chosen, make_engine=lambda *_: ScriptedEngine(script), now=now, clock=clock)
+        opening = partial(open_parts, chosen, make_engine=lambda *_: engine(script), now=now, clock=clock)
         app = create_app(opening)
         with TestClient(app, raise_server_exceptions=False) as client:
             yield client

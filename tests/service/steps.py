@@ -46,6 +46,25 @@ def sample(client: TestClient, run: str = "r", **request: Any) -> dict[str, Any]
     return result
 
 
+def lease(client: TestClient, groups: int, run: str = "r", key: str | None = None, **request: Any) -> Any:
+    """The answer to a request for a lease, whatever it is."""
+    headers = {} if key is None else {"Idempotency-Key": key}
+    return client.post(f"/v1/runs/{run}/leases", json={"groups": groups, **request}, headers=headers)
+
+
+def leased(client: TestClient, groups: int, run: str = "r", key: str | None = None, **request: Any) -> dict[str, Any]:
+    """The lease itself."""
+    answer = lease(client, groups, run, key, **request)
+    assert answer.status_code in {200, 201}, answer.text
+    found: dict[str, Any] = answer.json()
+    return found
+
+
+def groups_of(lease: dict[str, Any]) -> list[str]:
+    """Of a lease, in the order of its rows."""
+    return list(dict.fromkeys(row["group_id"] for row in lease["rows"]))
+
+
 def decisions(client: TestClient, run: str = "r") -> dict[str, list[tuple[Any, ...]]]:
     """Every prompt's visits in a run: what was decided, with which probability and why, and what came of it."""
     fields = ("visit", "epoch", "action", "keep_probability", "reason", "rewards")

@@ -25,10 +25,11 @@ from service.store.duck import Duck
 from service.store.groups import Groups
 from service.store.judged import Judged
 from service.store.layout import TABLES, quoted
+from service.store.leases import Leases
 from service.store.segments import Segments
 from tests.service.conftest import OpenService
 from tests.service.lake import MISSING, add, attached, postgres, written
-from tests.service.steps import finish, freeze, prepare, sample
+from tests.service.steps import finish, freeze, leased, prepare, sample
 
 pytestmark = pytest.mark.skipif(bool(MISSING), reason=f"not installed: {', '.join(MISSING)}")
 
@@ -84,6 +85,7 @@ def sealed(open_service: OpenService) -> list[Files]:
         store.sealer.seal()
         finish(client, client.post("/v1/runs/r/rescore", json={"verifier": "exact"}).json())
         sample(client, groups=4)
+        leased(client, 3)
         freeze(client)
         freeze(client, "gone")
         assert client.delete("/v1/datasets/gone@1").status_code == 200
@@ -125,7 +127,18 @@ def answers(connection: Connection) -> list[str]:
         whole = [await groups.get(row["group_id"]) for row in page]
         of_run = [await ask("r") for ask in (groups.seen, groups.epochs, groups.recorded)]
         known, unfinished = await groups.known_before("r", ["r"]), await groups.open_visits(str(job))
-        return [page, whole, *of_run, known, unfinished, await groups.funnel(run="r"), await groups.watermark(["r"])]
+        queue = Leases(duck).candidates("r", "trainer", over=[], oldest=0, contrasting=True)
+        leases = [await Leases(duck).page("r", 0, 10), await queue]
+        return [
+            leases,
+            page,
+            whole,
+            *of_run,
+            known,
+            unfinished,
+            await groups.funnel(run="r"),
+            await groups.watermark(["r"]),
+        ]
 
     told = [
         list(judged.groups(*scope, digests=True)),

@@ -17,7 +17,7 @@ import pytest
 from service.stages import StoreFailed
 from service.store import sealing
 from service.store.duck import Duck
-from service.store.layout import SCHEMA_1
+from service.store.layout import SCHEMA_1, SCHEMA_VERSION
 from service.store.sealing import Sealer, mergeable
 from service.store.segments import File, Manifest, Segment
 from service.store.transaction import Transaction
@@ -298,6 +298,40 @@ def test_a_store_of_the_first_schema_is_upgraded(path: Path) -> None:
     assert duck.write_now(lambda tx: tx.next_seq("groups", "rescores")) == 3
     Sealer(duck).seal()
     assert asyncio.run(duck.read("select * from rollouts order by seq, idx")) == rollouts
+    duck.close()
+    Duck(path).close()
+
+
+def test_a_store_of_the_second_schema_gets_the_tables_that_it_lacks_in_every_generation(path: Path) -> None:
+    duck = Duck(path)
+    put(duck, "a")
+    Sealer(duck).seal()
+    put(duck, "b")
+    duck.write_now(lambda tx: tx.rotate())
+    put(duck, "c")
+    generations = duck.layout.generations
+    duck.close()
+    old = duckdb.connect(str(path))
+    for view in ("current_leases", "leases", "lease_events"):
+        old.execute(f"drop view {view}")
+    for generation in generations:
+        old.execute(f"drop table hot_{generation}.leases; drop table hot_{generation}.lease_events")
+    old.execute("update meta set value = '2' where name = 'schema'")
+    old.close()
+
+    duck = Duck(path)
+    assert (len(generations), duck.layout.generations) == (2, generations)
+    assert names(duck) == ["a", "b", "c"]
+    event = {"lease": "l", "seq": 1, "state": "open", "seconds": 1.0}
+    duck.write_now(lambda tx: tx.insert("leases", [{"seq": tx.next_seq("leases"), "lease": "l"}]))
+    duck.write_now(lambda tx: tx.insert("lease_events", [event]))
+    leases = asyncio.run(duck.read("select lease, state, seconds from current_leases"))
+    assert leases == [{"lease": "l", "state": "open", "seconds": 1.0}]
+    Sealer(duck).seal()
+    assert names(duck) == ["a", "b", "c"]
+    assert asyncio.run(duck.read("select lease, state, seconds from current_leases")) == leases
+    assert [segment.schema_version for segment in duck.layout.manifest.segments] == [SCHEMA_VERSION] * 2
+    assert asyncio.run(duck.read("select value from meta where name = 'schema'")) == [{"value": str(SCHEMA_VERSION)}]
     duck.close()
     Duck(path).close()
 

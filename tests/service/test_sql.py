@@ -22,7 +22,7 @@ from service.sql.views import NAMES
 from service.stages import Invalid
 from tests.service.conftest import OpenService
 from tests.service.sql_attacks import HEAVY, REFUSED
-from tests.service.steps import finish, freeze, prepare, sample
+from tests.service.steps import finish, freeze, groups_of, leased, prepare, sample
 
 ENDLESS = "select count(*) from range(1000000000000)"
 
@@ -110,6 +110,22 @@ def test_rescored_rollouts_show_the_verdict_that_counts_and_keep_the_others(fill
     assert n > counting == all_rollouts
     assert verifiers == 2
     assert newest == [[0]]
+
+
+def test_leases_can_be_asked_for_with_what_became_of_them(filled: TestClient) -> None:
+    first, second = leased(filled, 4), leased(filled, 3, consumer="other")
+    filled.post(f"/v1/leases/{first['lease']}/ack")
+    seal(filled)
+
+    found = rows(filled, "select lease, run, consumer, state, groups, group_ids from leases order by leased_at")
+
+    assert found == [
+        [first["lease"], "r", "trainer", "acknowledged", 4, groups_of(first)],
+        [second["lease"], "r", "other", "open", 3, groups_of(second)],
+    ]
+    unseen = "select count(*) from groups where informative and group_id not in (select unnest(group_ids) from leases)"
+    [[unleased]] = rows(filled, unseen)
+    assert unleased == first["available"]
 
 
 def test_the_pairs_of_every_dataset_can_be_asked_for(filled: TestClient) -> None:
@@ -254,6 +270,8 @@ def stored(open_service: OpenService, tmp_path: Path) -> Path:
         sample(client, "secret", groups=5)
         freeze(client)
         freeze(client, "s", runs=["secret"])
+        leased(client, 5)
+        leased(client, 2, "secret")
         client.app_state["parts"].store.sealer.seal()  # type: ignore[attr-defined]
     return tmp_path / "data"
 
@@ -532,7 +550,7 @@ def test_a_restricted_caller_sees_its_runs_and_nothing_of_others(stored: Path) -
 
     every, own, secret, none = (asyncio.run(ask(runs)) for runs in (None, ["r"], ["secret"], []))
 
-    for view in ("runs", "visits", "groups", "rollouts", "verdicts", "pairs", "datasets", "prompt_history"):
+    for view in ("runs", "visits", "groups", "rollouts", "verdicts", "leases", "pairs", "datasets", "prompt_history"):
         assert own[view] + secret[view] == every[view], view
         assert 0 < own[view] < every[view], view
     assert set(none.values()) == {0}
@@ -561,7 +579,10 @@ def test_no_way_around_the_runs_of_a_restricted_caller(stored: Path, sql: str) -
 
 @pytest.mark.parametrize(
     "view",
-    ["groups", "rollouts", "verdicts", "visits", "prompt_history", "runs", "pairs", "informativeness", "datasets"],
+    [
+        *("groups", "rollouts", "verdicts", "visits", "prompt_history", "runs", "leases", "pairs", "informativeness"),
+        "datasets",
+    ],
 )
 def test_a_condition_is_never_tried_on_the_rows_of_others(stored: Path, view: str) -> None:
     run = "runs[1]" if view == "datasets" else "run"
