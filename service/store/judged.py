@@ -47,9 +47,11 @@ class Judged:
         those where they have them. Of one prompt or some groups only, if named. The bytes of a prompt are with or
         without its reference. Raises StoreFailed for a group that is not whole."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
-        scope["group_ids"] = None if group_ids is None else list(group_ids)
+        some = ""
+        if group_ids is not None:
+            some, scope["group_ids"] = SOME, list(group_ids)
         size = "strlen(p.text) + strlen(p.reference)" if references else "strlen(p.text)"
-        sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size)
+        sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size, some=some)
         rest = pl.DataFrame()
         for batch in self._duck.scan(sql, scope):
             frame = pl.concat([rest, pl.DataFrame(pa.Table.from_batches([batch]))], how="diagonal")
@@ -113,14 +115,14 @@ select g.seq, g.prompt_id, g.run, g.visit, g.group_id, g.policy_version, g.tempe
             verifier: n.verdicts[r.idx + 1].verifier}}) as verdict,
        r.finish_reason = 'length' as truncated, r.tokens,
        if(g.has_text, r.characters, 0) as characters, if(g.has_text, r.bytes, 0) as bytes, {digest} as digest
-from rollouts r join groups g using (seq) join prompts p on p.prompt_id = g.prompt_id
+from rollouts r join (from groups {some}) g using (seq) join prompts p on p.prompt_id = g.prompt_id
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
            group by group_id) n on n.group_id = g.group_id
 where g.seq <= $watermark and list_contains($runs, g.run) and ($prompt_id is null or g.prompt_id = $prompt_id)
-  and ($group_ids::varchar[] is null or g.group_id in (select unnest($group_ids::varchar[])))
 order by g.seq, r.idx
 """
+SOME = "semi join (select unnest($group_ids) as group_id) using (group_id)"
 DIGEST = "coalesce(md5(md5(p.text) || md5(r.text)), '-')"
 
 REWARDS = """
@@ -142,8 +144,10 @@ semi join (select prompt_id from groups where seq <= $watermark and list_contain
 """
 
 PROMPTS = "select place, {columns} from wanted join prompts using (prompt_id)"
-TEXTS = "select w.place, r.text from wanted w join rollouts r using (group_id, idx)"
-TOKENS = "select w.place, r.text, r.token_ids, r.logprobs from wanted w join rollouts r using (group_id, idx)"
+# By number: of groups that lie together nothing else is read.
+OF_WANTED = "from wanted w join groups g using (group_id) join rollouts r on r.seq = g.seq and r.idx = w.idx"
+TEXTS = f"select w.place, r.text {OF_WANTED}"
+TOKENS = f"select w.place, r.text, r.token_ids, r.logprobs {OF_WANTED}"
 
 OUTCOMES = {outcome.value: outcome for outcome in Outcome}
 OF_ORIGIN = ("prompt_id", "run", "visit", "group_id", "policy_version", "verifier", "temperature")
