@@ -47,11 +47,11 @@ class Judged:
         those where they have them. Of one prompt or some groups only, if named. The bytes of a prompt are with or
         without its reference. Raises StoreFailed for a group that is not whole."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
-        some = ""
+        scope |= {"group_ids": None, "first": None, "last": None}
         if group_ids is not None:
-            some, scope["group_ids"] = SOME, list(group_ids)
+            scope |= {"group_ids": list(group_ids), **self._range_of(group_ids)}
         size = "strlen(p.text) + strlen(p.reference)" if references else "strlen(p.text)"
-        sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size, some=some)
+        sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size)
         rest = pl.DataFrame()
         for batch in self._duck.scan(sql, scope):
             frame = pl.concat([rest, pl.DataFrame(pa.Table.from_batches([batch]))], how="diagonal")
@@ -61,6 +61,12 @@ class Judged:
             rest = frame.filter(is_last)
         if len(rest):
             yield from _groups_in(rest)
+
+    def _range_of(self, group_ids: Sequence[str]) -> dict[str, int | None]:
+        """The first and last number of these groups: nothing but what lies between them has to be read."""
+        [batch] = self._duck.scan(RANGE, {"ids": list(group_ids)})
+        [found] = batch.to_pylist()
+        return dict(found)
 
     def informativeness(self, runs: Sequence[str], watermark: int) -> Informativeness:
         """Of every group of the runs, by its newest verdicts."""
@@ -115,14 +121,18 @@ select g.seq, g.prompt_id, g.run, g.visit, g.group_id, g.policy_version, g.tempe
             verifier: n.verdicts[r.idx + 1].verifier}}) as verdict,
        r.finish_reason = 'length' as truncated, r.tokens,
        if(g.has_text, r.characters, 0) as characters, if(g.has_text, r.bytes, 0) as bytes, {digest} as digest
-from rollouts r join (from groups {some}) g using (seq) join prompts p on p.prompt_id = g.prompt_id
+from rollouts r join groups g using (seq) join prompts p on p.prompt_id = g.prompt_id
 left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
            group by group_id) n on n.group_id = g.group_id
 where g.seq <= $watermark and list_contains($runs, g.run) and ($prompt_id is null or g.prompt_id = $prompt_id)
+  and ($group_ids is null or list_contains($group_ids, g.group_id))
+  and ($first is null or (r.seq between $first and $last and g.seq between $first and $last))
 order by g.seq, r.idx
 """
-SOME = "semi join (select unnest($group_ids) as group_id) using (group_id)"
+RANGE = """
+select min(seq) as first, max(seq) as last from groups semi join (select unnest($ids) as group_id) using (group_id)
+"""
 DIGEST = "coalesce(md5(md5(p.text) || md5(r.text)), '-')"
 
 REWARDS = """
