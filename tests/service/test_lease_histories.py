@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hypothesis import HealthCheck, settings
+from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
@@ -148,7 +148,7 @@ class Histories(RuleBasedStateMachine):
     @precondition(lambda self: self.leases)
     @rule(data=st.data())
     def ask_again(self, data: st.DataObject) -> None:
-        key = data.draw(st.sampled_from(sorted(self.leases)))
+        key = self.any_key(data)
         lease = self.leases[key]
         request = LeaseRequest(groups=len(lease.groups), consumer=lease.consumer, seconds=SECONDS)
 
@@ -162,10 +162,23 @@ class Histories(RuleBasedStateMachine):
             lease.state, lease.ends = LeaseState.OPEN, self.clock + SECONDS
         assert handed.lease.state is lease.state
 
+    def any_key(self, data: st.DataObject) -> str:
+        return data.draw(st.sampled_from(sorted(self.leases)))
+
     @precondition(lambda self: self.leases)
-    @rule(data=st.data(), what=st.sampled_from(["acknowledge", "release", "renew"]))
-    def tell(self, data: st.DataObject, what: str) -> None:
-        getattr(self, what)(data.draw(st.sampled_from(sorted(self.leases))))
+    @rule(data=st.data())
+    def acknowledge_one(self, data: st.DataObject) -> None:
+        self.acknowledge(self.any_key(data))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def release_one(self, data: st.DataObject) -> None:
+        self.release(self.any_key(data))
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data())
+    def renew_one(self, data: st.DataObject) -> None:
+        self.renew(self.any_key(data))
 
     def acknowledge(self, key: str) -> None:
         lease = self.leases[key]
@@ -195,17 +208,15 @@ class Histories(RuleBasedStateMachine):
     def time_passes(self, seconds: float) -> None:
         self.clock += seconds
 
-    @rule()
-    def restart(self) -> None:
+    @rule(sealed=st.booleans())
+    def restart(self, sealed: bool) -> None:
+        if sealed:
+            self.store.sealer.seal()
         self.store.close()
         self.clock /= 2  # another machine, another clock
         self.open()
         for lease in self.leases.values():
             lease.ends = self.clock + SECONDS
-
-    @rule()
-    def seal(self) -> None:
-        self.store.sealer.seal()
 
     @invariant()
     def no_group_is_with_two(self) -> None:
@@ -222,5 +233,10 @@ class Histories(RuleBasedStateMachine):
 
 TestHistories = Histories.TestCase
 TestHistories.settings = settings(
-    max_examples=20, stateful_step_count=20, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+    max_examples=20,
+    stateful_step_count=25,
+    phases=[Phase.generate],  # a shorter history would take minutes
+    deadline=None,
+    database=None,
+    suppress_health_check=list(HealthCheck),
 )
