@@ -564,7 +564,7 @@ def test_leases_are_listed_page_by_page_newest_last(filled: TestClient) -> None:
 
     assert [item["lease"] for item in first["items"] + rest["items"]] == ids
     assert rest["next"] is None
-    assert all("rows" not in item and item["groups"] == 2 for item in first["items"])
+    assert all("rows" not in item and len(item["group_ids"]) == 2 for item in first["items"])
 
 
 @pytest.mark.parametrize("call", ["GET {0}", "POST {0}/ack", "POST {0}/release", "POST {0}/renew"])
