@@ -11,7 +11,7 @@ demo: .venv/ready
 	$(BIN)/refinery demo
 
 test: .venv/ready engines check
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
 
 check: .venv/ready
 	$(BIN)/ruff check .

@@ -1,8 +1,16 @@
-"""What the verbs that learn can be told on the command line, and what of it makes a run."""
+"""What the verbs that learn can be told on the command line, and what of it makes a run.
 
+What several verbs can be told is a dataclass with an option for each field; `spread` makes a command of a function that
+takes such dataclasses.
+"""
+
+import inspect
 import json
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from inspect import Parameter, Signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 
@@ -10,58 +18,50 @@ if TYPE_CHECKING:  # these pull in torch
     from trainers.evaluation import Evaluation
     from trainers.learning import Learning
 
-LEARNING, EVALUATION = "Learning", "Evaluation"
-Out = Annotated[Path, typer.Option(help="Folder for checkpoints and manifest; it belongs to one run.")]
+LEARNING, EVALUATION, SUPPLY, PREFERENCE = "Learning", "Evaluation", "Groups", "Preferences"
 Policy = Annotated[str, typer.Option(help="Checkpoint folder or Hub id to start from.")]
-Rate = Annotated[float, typer.Option(help="Peak learning rate.", rich_help_panel=LEARNING)]
-Seed = Annotated[int, typer.Option(help="Decides order, dropout and every draw.", rich_help_panel=LEARNING)]
-LoraRank = Annotated[int, typer.Option(help="Of LoRA adapters; 0 trains all weights.", rich_help_panel=LEARNING)]
-LoraAlpha = Annotated[float | None, typer.Option(help="Twice the rank by default.", rich_help_panel=LEARNING)]
-LoraDropout = Annotated[float, typer.Option(rich_help_panel=LEARNING)]
-SaveEvery = Annotated[int, typer.Option(help="Steps between checkpoints.", min=1, rich_help_panel=LEARNING)]
-ReportTo = Annotated[
-    list[str], typer.Option(help="trackio, wandb, tensorboard, ... as TRL knows them.", rich_help_panel=LEARNING)
-]
-Trl = Annotated[
-    list[str], typer.Option(help="NAME=VALUE: any other option of TRL's configuration.", rich_help_panel=LEARNING)
-]
-Losses = Annotated[list[str], typer.Option("--loss", help="TRL's name of a DPO loss.", rich_help_panel=LEARNING)]
-Nll = Annotated[float, typer.Option(help="Weight of the chosen side's NLL, per token.", rich_help_panel=LEARNING)]
-MaxLength = Annotated[int, typer.Option(help="Tokens of prompt and completion; longer pairs are refused.")]
-EvaluateOn = Annotated[str | None, typer.Option(help="Prompt set to measure on.", rich_help_panel=EVALUATION)]
-EvaluateEvery = Annotated[int, typer.Option(help="Steps; 0 only at the end.", rich_help_panel=EVALUATION)]
-EvaluateN = Annotated[int, typer.Option(help="Answers a prompt; one is greedy.", min=1, rich_help_panel=EVALUATION)]
-EvaluateTokens = Annotated[int, typer.Option(help="Of an answer at most.", rich_help_panel=EVALUATION)]
-EvaluateAs = Annotated[
-    str | None,
-    typer.Option(
-        help="Policy of the service that answers; by default a new one, which a fleet has no room for.",
-        rich_help_panel=EVALUATION,
-    ),
-]
-SyncEvery = Annotated[int, typer.Option(help="Steps between two publications of the weights; 0 never again.", min=0)]
-MaxStaleness = Annotated[int, typer.Option(help="Versions that a group may be behind the policy.", min=0)]
-Ahead = Annotated[int, typer.Option(help="Groups that the service samples ahead of the step.", min=0)]
+Out = Annotated[Path, typer.Option(help="Folder for checkpoints and manifest; it belongs to one run.")]
 
 
-def learning_of(
-    policy: str,
-    out: Path,
-    rate: float,
-    seed: int,
-    adapters: tuple[int, float | None, float],
-    save_every: int,
-    report_to: list[str],
-    trl: list[str],
-) -> "Learning":
-    from trainers.learning import Learning, Lora
+def learned(help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel=LEARNING, **more)
 
-    rank, alpha, dropout = adapters
-    lora = Lora(rank, 2.0 * rank if alpha is None else alpha, dropout) if rank else None
-    options = dict(_option(told) for told in trl)
-    if Path(policy).exists():
-        policy = str(Path(policy).absolute())  # the service may be told of it, and stands elsewhere
-    return Learning(policy, out, rate, seed, lora, save_every, tuple(report_to), options)
+
+def measured(help: str, **more: Any) -> Any:
+    return typer.Option(help=help, rich_help_panel=EVALUATION, **more)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LearningTold:
+    learning_rate: Annotated[float, learned("Peak learning rate.")] = 1e-6
+    seed: Annotated[int, learned("Decides order, dropout and every draw.")] = 0
+    lora: Annotated[int, learned("Rank of LoRA adapters; 0 trains all weights.", min=0)] = 0
+    lora_alpha: Annotated[float | None, learned("Twice the rank by default.")] = None
+    lora_dropout: Annotated[float, learned("Of the adapters.", min=0, max=1)] = 0.0
+    save_every: Annotated[int, learned("Steps between checkpoints.", min=1)] = 20
+    report_to: Annotated[list[str], learned("trackio, wandb, tensorboard, ... as TRL knows them.")] = field(
+        default_factory=list
+    )
+    trl: Annotated[list[str], learned("NAME=VALUE: any other option of TRL's configuration.")] = field(
+        default_factory=list
+    )
+
+    def learning(self, policy: str, out: Path, **other: Any) -> "Learning":
+        """Of a run in this folder; `other` is told otherwise."""
+        from trainers.learning import Learning, Lora
+
+        if Path(policy).exists():
+            policy = str(Path(policy).absolute())  # the service may be told of it, and stands elsewhere
+        alpha = 2.0 * self.lora if self.lora_alpha is None else self.lora_alpha
+        told: dict[str, Any] = {
+            "learning_rate": self.learning_rate,
+            "seed": self.seed,
+            "lora": Lora(self.lora, alpha, self.lora_dropout) if self.lora else None,
+            "save_every": self.save_every,
+            "report_to": tuple(self.report_to),
+            "options": dict(map(_option, self.trl)),
+        }
+        return Learning(policy, out, **(told | other))
 
 
 def _option(told: str) -> tuple[str, Any]:
@@ -72,13 +72,93 @@ def _option(told: str) -> tuple[str, Any]:
         return name, value
 
 
-def evaluation_of(
-    service: str, learning: "Learning", on: str | None, every: int, n: int, tokens: int, policy: str | None
-) -> "Evaluation | None":
-    from trainers.evaluation import Evaluation
-    from trainers.leasing import consumer_of
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EvaluationTold:
+    evaluate_on: Annotated[str | None, measured("Prompt set to measure on.")] = None
+    evaluate_every: Annotated[int, measured("Steps; 0 only at the end.", min=0)] = 0
+    evaluate_n: Annotated[int, measured("Answers a prompt; one is greedy.", min=1)] = 1
+    evaluate_tokens: Annotated[int, measured("Of an answer at most.", min=1)] = 512
+    evaluate_as: Annotated[
+        str | None, measured("Policy of the service that answers; by default a new one, which a fleet has no room for.")
+    ] = None
 
-    if on is None:
-        return None
-    name = consumer_of(learning)
-    return Evaluation(service, policy or name, on, name, every, n, tokens, learning.seed)
+    def evaluation(self, service: str, learning: "Learning") -> "Evaluation | None":
+        from trainers.evaluation import Evaluation
+        from trainers.leasing import consumer_of
+
+        if self.evaluate_on is None:
+            return None
+        name = consumer_of(learning)
+        return Evaluation(
+            service=service,
+            policy=self.evaluate_as or name,
+            prompt_set=self.evaluate_on,
+            name=name,
+            every=self.evaluate_every,
+            n=self.evaluate_n,
+            max_tokens=self.evaluate_tokens,
+            seed=learning.seed,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SupplyTold:
+    sync_every: Annotated[
+        int,
+        typer.Option(
+            help="Steps between two publications of the weights; 0 never again.", min=0, rich_help_panel=SUPPLY
+        ),
+    ] = 1
+    max_staleness: Annotated[
+        int, typer.Option(help="Versions that a group may be behind the policy.", min=0, rich_help_panel=SUPPLY)
+    ] = 0
+    ahead: Annotated[
+        int, typer.Option(help="Groups that the service samples ahead of the step.", min=0, rich_help_panel=SUPPLY)
+    ] = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PreferenceTold:
+    beta: Annotated[float, typer.Option(help="Of DPO.", min=0, rich_help_panel=PREFERENCE)] = 0.1
+    loss: Annotated[list[str], typer.Option(help="TRL's name of a DPO loss.", rich_help_panel=PREFERENCE)] = field(
+        default_factory=lambda: ["sigmoid"]
+    )
+    nll: Annotated[
+        float, typer.Option(help="Weight of the chosen side's NLL, per token.", min=0, rich_help_panel=PREFERENCE)
+    ] = 0.0
+    max_length: Annotated[
+        int,
+        typer.Option(
+            help="Tokens of prompt and completion; longer pairs are refused.", min=1, rich_help_panel=PREFERENCE
+        ),
+    ] = 1024
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As runs take it."""
+        return {"beta": self.beta, "losses": tuple(self.loss), "nll": self.nll, "max_length": self.max_length}
+
+
+def spread(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with an option for each field of the dataclasses that it takes."""
+    hints = get_type_hints(command, include_extras=True)
+    kinds: dict[str, Any] = {name: hint for name, hint in hints.items() if is_dataclass(hint)}
+    own = [p.replace(annotation=hints[p.name]) for p in inspect.signature(command).parameters.values()]
+    parameters = [p.replace(kind=Parameter.KEYWORD_ONLY) for p in own if p.name not in kinds]
+    for kind in kinds.values():
+        annotations = get_type_hints(kind, include_extras=True)
+        for one in fields(kind):
+            default = one.default if one.default_factory is MISSING else one.default_factory()
+            parameters.append(
+                Parameter(one.name, Parameter.KEYWORD_ONLY, default=default, annotation=annotations[one.name])
+            )
+
+    def run(**told: Any) -> None:
+        for name, kind in kinds.items():
+            told[name] = kind(**{one.name: told.pop(one.name) for one in fields(kind)})
+        command(**told)
+
+    run.__doc__, run.__name__ = command.__doc__, command.__name__
+    run.__signature__ = Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {p.name: p.annotation for p in parameters}
+    return run

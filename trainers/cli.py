@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
@@ -11,30 +12,14 @@ from typing import Annotated, Literal
 import typer
 
 from trainers.arguments import (
-    LEARNING,
-    Ahead,
-    EvaluateAs,
-    EvaluateEvery,
-    EvaluateN,
-    EvaluateOn,
-    EvaluateTokens,
-    LoraAlpha,
-    LoraDropout,
-    LoraRank,
-    Losses,
-    MaxLength,
-    MaxStaleness,
-    Nll,
+    EvaluationTold,
+    LearningTold,
     Out,
     Policy,
-    Rate,
-    ReportTo,
-    SaveEvery,
-    Seed,
-    SyncEvery,
-    Trl,
-    evaluation_of,
-    learning_of,
+    PreferenceTold,
+    SupplyTold,
+    learned,
+    spread,
 )
 from trainers.client import DEFAULT_SERVICE, RefineryError
 from trainers.options import AsJson, Service, tell
@@ -65,6 +50,7 @@ def sft(
 
 
 @train.command()
+@spread
 def dpo(
     dataset: Annotated[
         list[str],
@@ -72,27 +58,13 @@ def dpo(
     ],
     policy: Policy,
     out: Out,
-    weight: Annotated[list[float], typer.Option(help="Of each dataset in a mix, in their order.")] = [],  # noqa: B006
-    batch: Annotated[int, typer.Option(help="Pairs of a step, on each device.", rich_help_panel=LEARNING)] = 16,
-    learning_rate: Rate = 1e-6,
-    beta: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 0.1,
-    loss: Losses = ["sigmoid"],  # noqa: B006
-    nll: Nll = 0.0,
-    epochs: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 1.0,
-    max_length: MaxLength = 1024,
-    precompute: Annotated[bool, typer.Option(help="Ask the reference before training, once for ever.")] = True,
-    seed: Seed = 0,
-    lora: LoraRank = 0,
-    lora_alpha: LoraAlpha = None,
-    lora_dropout: LoraDropout = 0.0,
-    save_every: SaveEvery = 100,
-    report_to: ReportTo = [],  # noqa: B006
-    trl: Trl = [],  # noqa: B006
-    evaluate_on: EvaluateOn = None,
-    evaluate_every: EvaluateEvery = 0,
-    evaluate_n: EvaluateN = 1,
-    evaluate_tokens: EvaluateTokens = 512,
-    evaluate_as: EvaluateAs = None,
+    learning: LearningTold,
+    preference: PreferenceTold,
+    evaluation: EvaluationTold,
+    weight: Annotated[list[float] | None, typer.Option(help="Of each dataset in a mix, in their order.")] = None,
+    batch: Annotated[int, learned("Pairs of a step, on each device.", min=1)] = 16,
+    epochs: Annotated[float, learned("Passes over the pairs.")] = 1.0,
+    precompute: Annotated[bool, learned("Ask the reference before training, once for ever.")] = True,
     publish: Annotated[bool, typer.Option("--publish", help="Publish the result to the service.")] = False,
     publish_to: Annotated[str, typer.Option(help="Name of the policy to publish to.")] = "policy",
     service: Service = DEFAULT_SERVICE,
@@ -104,71 +76,50 @@ def dpo(
 
     if weight and len(weight) != len(dataset):
         sys.exit(f"refinery train dpo: {len(dataset)} datasets and {len(weight)} weights: give one for each or none")
-    learning = learning_of(
-        policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl
-    )
+    learns = learning.learning(policy, out)
     run = DpoRun(
-        datasets=tuple(Source(*told) for told in zip_longest(dataset, weight)),
-        learning=learning,
+        datasets=tuple(Source(*told) for told in zip_longest(dataset, weight or [])),
+        learning=learns,
         service=service,
         batch=batch,
-        beta=beta,
-        losses=tuple(loss),
-        nll=nll,
         epochs=epochs,
-        max_length=max_length,
         precompute=precompute,
         publish_to=publish_to if publish else None,
-        evaluation=evaluation_of(
-            service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
-        ),
+        evaluation=evaluation.evaluation(service, learns),
+        **preference.told,
     )
     with _told("dpo"):
         tell(train(run), as_json)
 
 
 @train.command()
+@spread
 def grpo(
     run: Annotated[str, typer.Option(help="Run of the service that samples the groups.")],
     policy: Policy,
     out: Out,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)],
+    supply: SupplyTold,
+    learning: LearningTold,
+    evaluation: EvaluationTold,
     groups: Annotated[int, typer.Option(help="Of a step, over all devices.", min=1)] = 32,
     keep: Annotated[int, typer.Option(help="Rollouts of each group that are learned from.", min=2)] = 8,
     down_sampling: Annotated[str, typer.Option(help="Which: a kind of down-sampling of a recipe.")] = "max_variance",
     zero_variance: Annotated[
         bool, typer.Option("--zero-variance", help="Learn from whatever was sampled, as plain GRPO does.")
     ] = False,
-    micro_batch: Annotated[int, typer.Option(help="Rollouts at once on a device.", rich_help_panel=LEARNING)] = 32,
-    sync_every: SyncEvery = 1,
-    max_staleness: MaxStaleness = 0,
-    ahead: Ahead = 0,
-    learning_rate: Rate = 1e-6,
-    beta: Annotated[float, typer.Option(help="Weight of the KL divergence.", rich_help_panel=LEARNING)] = 0.0,
-    loss: Annotated[str, typer.Option(help="TRL's name of a GRPO loss.", rich_help_panel=LEARNING)] = "dapo",
-    seed: Seed = 0,
-    lora: LoraRank = 0,
-    lora_alpha: LoraAlpha = None,
-    lora_dropout: LoraDropout = 0.0,
-    save_every: SaveEvery = 10,
-    report_to: ReportTo = [],  # noqa: B006
-    trl: Trl = [],  # noqa: B006
-    evaluate_on: EvaluateOn = None,
-    evaluate_every: EvaluateEvery = 0,
-    evaluate_n: EvaluateN = 1,
-    evaluate_tokens: EvaluateTokens = 512,
-    evaluate_as: EvaluateAs = None,
+    micro_batch: Annotated[int, learned("Rollouts at once on a device.", min=1)] = 32,
+    beta: Annotated[float, learned("Weight of the KL divergence.", min=0)] = 0.0,
+    loss: Annotated[str, learned("TRL's name of a GRPO loss.")] = "dapo",
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:
     """Trains by GRPO on groups that a run of the service samples, and publishes the weights back to it."""
     from trainers.grpo import GrpoRun, train
 
-    learning = learning_of(
-        policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl
-    )
+    learns = learning.learning(policy, out)
     told = GrpoRun(
-        learning=learning,
+        learning=learns,
         service=service,
         run=run,
         steps=steps,
@@ -177,97 +128,66 @@ def grpo(
         down_sampling=down_sampling,
         zero_variance=zero_variance,
         micro_batch=micro_batch,
-        sync_every=sync_every,
-        max_staleness=max_staleness,
-        ahead=ahead,
         beta=beta,
         loss=loss,
-        evaluation=evaluation_of(
-            service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
-        ),
+        evaluation=evaluation.evaluation(service, learns),
+        **asdict(supply),
     )
     with _told("grpo"):
         tell(train(told), as_json)
 
 
 @train.command("semi-online")
+@spread
 def semi_online(
     run: Annotated[list[str], typer.Option(help="Run of the service that samples; NAME=WEIGHT for more than one.")],
     policy: Policy,
     out: Out,
     steps: Annotated[int, typer.Option(help="Optimizer steps.", min=1)],
+    supply: SupplyTold,
+    learning: LearningTold,
+    preference: PreferenceTold,
+    evaluation: EvaluationTold,
     by_reward: Annotated[
-        list[str], typer.Option(help="Runs whose pairs are the best with the worst answer, for graded rewards.")
-    ] = [],  # noqa: B006
-    batch: Annotated[int, typer.Option(help="Pairs of a micro-batch, over all devices.", min=1)] = 32,
-    micro_batches: Annotated[int, typer.Option(help="Of a step.", min=1, rich_help_panel=LEARNING)] = 1,
-    sync_every: SyncEvery = 10,
+        list[str] | None, typer.Option(help="Runs whose pairs are the best with the worst answer, for graded rewards.")
+    ] = None,
+    batch: Annotated[int, learned("Pairs of a micro-batch, over all devices.", min=1)] = 32,
+    micro_batches: Annotated[int, learned("Of a step.", min=1)] = 1,
     sync_reference_every: Annotated[
-        int, typer.Option(help="Steps after which the reference becomes the policy; 0 keeps the first.", min=0)
+        int, learned("Steps after which the reference becomes the policy; 0 keeps the first.", min=0)
     ] = 0,
-    max_staleness: MaxStaleness = 0,
-    ahead: Ahead = 0,
-    learning_rate: Rate = 1e-6,
-    beta: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 0.1,
-    loss: Losses = ["sigmoid"],  # noqa: B006
-    nll: Nll = 0.0,
-    entropy: Annotated[
-        float, typer.Option(help="Weight of the entropy over the chosen side.", rich_help_panel=LEARNING)
-    ] = 0.0,
-    max_length: MaxLength = 1024,
-    seed: Seed = 0,
-    lora: LoraRank = 0,
-    lora_alpha: LoraAlpha = None,
-    lora_dropout: LoraDropout = 0.0,
-    save_every: SaveEvery = 10,
-    report_to: ReportTo = [],  # noqa: B006
-    trl: Trl = [],  # noqa: B006
-    evaluate_on: EvaluateOn = None,
-    evaluate_every: EvaluateEvery = 0,
-    evaluate_n: EvaluateN = 1,
-    evaluate_tokens: EvaluateTokens = 512,
-    evaluate_as: EvaluateAs = None,
+    entropy: Annotated[float, learned("Weight of the entropy over the chosen side.", min=0)] = 0.0,
     service: Service = DEFAULT_SERVICE,
     as_json: AsJson = False,
 ) -> None:
     """Trains by DPO on pairs that runs of the service sample, and publishes the weights every so many steps."""
     from trainers.semi_online import SemiOnlineRun, Task, train
 
-    learning = learning_of(
-        policy, out, learning_rate, seed, (lora, lora_alpha, lora_dropout), save_every, report_to, trl
-    )
     try:
         named = [(name, float(weight or 1)) for name, _, weight in (told.partition("=") for told in run)]
     except ValueError as error:
         sys.exit(f"refinery train semi-online: --run NAME=WEIGHT: {error}")
+    rules = dict.fromkeys(by_reward or [], "best_with_worst")
+    learns = learning.learning(policy, out)
     told = SemiOnlineRun(
-        learning=learning,
+        learning=learns,
         service=service,
-        tasks=tuple(
-            Task(name, weight, "best_with_worst" if name in by_reward else "first_right_first_wrong")
-            for name, weight in named
-        ),
+        tasks=tuple(Task(name, weight, rules.get(name, "first_right_first_wrong")) for name, weight in named),
         steps=steps,
         batch=batch,
         micro_batches=micro_batches,
-        sync_every=sync_every,
         sync_reference_every=sync_reference_every,
-        beta=beta,
-        losses=tuple(loss),
-        nll=nll,
         entropy=entropy,
-        max_length=max_length,
-        max_staleness=max_staleness,
-        ahead=ahead,
-        evaluation=evaluation_of(
-            service, learning, evaluate_on, evaluate_every, evaluate_n, evaluate_tokens, evaluate_as
-        ),
+        evaluation=evaluation.evaluation(service, learns),
+        **preference.told,
+        **asdict(supply),
     )
     with _told("semi-online"):
         tell(train(told), as_json)
 
 
 @train.command()
+@spread
 def g2d(
     run: Annotated[str, typer.Option(help="Run of the service that samples the warm-up.")],
     policy: Policy,
@@ -276,37 +196,24 @@ def g2d(
         list[int], typer.Option(help="Steps of GRPO before the harvest; of several the warm-up advisor chooses.", min=0)
     ],
     name: Annotated[str, typer.Option(help="Of the harvest's run and of its dataset.")],
+    learning: LearningTold,
+    preference: PreferenceTold,
+    evaluation: EvaluationTold,
     groups: Annotated[int, typer.Option(help="Of a warm-up step.", min=1)] = 32,
     keep: Annotated[int, typer.Option(help="Rollouts of each group that the warm-up learns from.", min=2)] = 8,
     zero_variance: Annotated[
         bool, typer.Option("--zero-variance", help="Warm up on whatever was sampled, as plain GRPO does.")
     ] = False,
-    warm_up_rate: Annotated[float, typer.Option(help="Learning rate of the warm-up.")] = 1e-6,
-    micro_batch: Annotated[int, typer.Option(help="Rollouts at once on a device, in the warm-up.")] = 32,
+    warm_up_rate: Annotated[float, learned("Of the warm-up.")] = 1e-6,
+    micro_batch: Annotated[int, learned("Rollouts at once on a device, in the warm-up.", min=1)] = 32,
     n: Annotated[int, typer.Option(help="Rollouts of each prompt in the harvest.", min=2)] = 8,
     temperature: Annotated[float, typer.Option(help="Of the harvest.")] = 1.3,
     max_tokens: Annotated[int, typer.Option(help="Of an answer in the harvest.")] = 512,
     passes: Annotated[int, typer.Option(help="Of the harvest over the prompts.", min=1)] = 1,
     pairs: Annotated[str, typer.Option(help="Pair rule of the recipe.")] = "one_random_pair",
     start: Annotated[Literal["original", "warm"], typer.Option(help="Policy that DPO starts from.")] = "original",
-    batch: Annotated[int, typer.Option(help="Pairs of a DPO step, on each device.", rich_help_panel=LEARNING)] = 16,
-    learning_rate: Rate = 1e-6,
-    beta: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 0.1,
-    loss: Losses = ["sigmoid"],  # noqa: B006
-    nll: Nll = 0.0,
-    epochs: Annotated[float, typer.Option(rich_help_panel=LEARNING)] = 1.0,
-    max_length: MaxLength = 1024,
-    seed: Seed = 0,
-    lora: LoraRank = 0,
-    lora_alpha: LoraAlpha = None,
-    lora_dropout: LoraDropout = 0.0,
-    save_every: SaveEvery = 10,
-    report_to: ReportTo = [],  # noqa: B006
-    trl: Trl = [],  # noqa: B006
-    evaluate_on: EvaluateOn = None,
-    evaluate_n: EvaluateN = 1,
-    evaluate_tokens: EvaluateTokens = 512,
-    evaluate_as: EvaluateAs = None,
+    batch: Annotated[int, learned("Pairs of a DPO step, on each device.", min=1)] = 16,
+    epochs: Annotated[float, learned("Of DPO over the pairs.")] = 1.0,
     publish: Annotated[bool, typer.Option("--publish", help="Publish the result to the service.")] = False,
     publish_to: Annotated[str, typer.Option(help="Name of the policy to publish to.")] = "policy",
     service: Service = DEFAULT_SERVICE,
@@ -317,13 +224,11 @@ def g2d(
     from trainers.g2d import G2dRun, Harvest, Start, train
     from trainers.grpo import GrpoRun
 
-    adapters = (lora, lora_alpha, lora_dropout)
-    warming = learning_of(policy, out / "warm-up", warm_up_rate, seed, adapters, save_every, report_to, [])
-    learning = learning_of(policy, out / "dpo", learning_rate, seed, adapters, save_every, report_to, trl)
+    learns = learning.learning(policy, out / "dpo")
     told = G2dRun(
         out=out,
         warm_up=GrpoRun(
-            learning=warming,
+            learning=learning.learning(policy, out / "warm-up", learning_rate=warm_up_rate, options={}),
             service=service,
             run=run,
             steps=max(warm_up),
@@ -333,19 +238,16 @@ def g2d(
             micro_batch=micro_batch,
         ),
         warm_ups=tuple(sorted(set(warm_up))),
-        harvest=Harvest(name, n, temperature, max_tokens, passes, pairs, seed),
+        harvest=Harvest(name, n, temperature, max_tokens, passes, pairs, learning.seed),
         dpo=DpoRun(
             datasets=(),
-            learning=learning,
+            learning=learns,
             service=service,
             batch=batch,
-            beta=beta,
-            losses=tuple(loss),
-            nll=nll,
             epochs=epochs,
-            max_length=max_length,
             publish_to=publish_to if publish else None,
-            evaluation=evaluation_of(service, learning, evaluate_on, 0, evaluate_n, evaluate_tokens, evaluate_as),
+            evaluation=evaluation.evaluation(service, learns),
+            **preference.told,
         ),
         start=Start(start),
     )
