@@ -75,7 +75,7 @@ def publish_checkpoint(refinery: Refinery, policy: str, checkpoint: str, step: i
     if policy in known:
         job = refinery.post(f"/v1/policies/{policy}/versions", {"checkpoint": checkpoint, "step": step}, key=key)
     else:
-        job = refinery.post("/v1/policies", {"name": policy, "checkpoint": checkpoint}, key=key)
+        job = refinery.post("/v1/policies", {"name": policy, "checkpoint": checkpoint, "step": step}, key=key)
     published: Json = refinery.wait(job)["result"]
     return published
 

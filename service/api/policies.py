@@ -20,7 +20,7 @@ async def add_policy(body: PolicyIn, parts: PartsDep, idempotency_key: Idempoten
         raise Conflict(
             "policy_exists", f"policy {body.name!r} exists; POST /v1/policies/{body.name}/versions publishes to it"
         )
-    return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint), parts, idempotency_key)
+    return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint, step=body.step), parts, idempotency_key)
 
 
 @router.get("")

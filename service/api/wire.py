@@ -121,6 +121,8 @@ class PromptsAdded(BaseModel):
 class PolicyIn(Choice):
     name: str = Field(pattern=NAME)
     checkpoint: str = Field(min_length=1, max_length=4096)
+    step: int | None = Field(None, ge=0)
+    """The trainer's step, for the record."""
 
 
 class WorkerOut(BaseModel):

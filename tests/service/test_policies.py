@@ -49,13 +49,14 @@ def test_the_newest_version_is_live_after_a_restart(open_service: OpenService, c
 
 def test_a_second_policy_is_sampled_beside_the_first(client: TestClient, checkpoint: Path) -> None:
     prepare(client)
-    job = client.post("/v1/policies", json={"name": "other", "checkpoint": str(checkpoint)}).json()
+    job = client.post("/v1/policies", json={"name": "other", "checkpoint": str(checkpoint), "step": 3}).json()
     finish(client, job)
     client.post("/v1/runs", json=GRESO_RUN | {"name": "q", "policy": "other"})
 
     funnel = sample(client, "q", passes=1)["funnel"]
 
     assert funnel["sampled"] == 30
+    assert [v["step"] for v in client.get("/v1/policies/other").json()["versions"]] == [3]
     again = client.post("/v1/policies", json={"name": "other", "checkpoint": str(checkpoint)})
     assert (again.status_code, again.json()["code"]) == (409, "policy_exists")
 
