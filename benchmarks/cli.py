@@ -22,6 +22,7 @@ class Bench(StrEnum):
     STORE = auto()
     SQL = auto()
     SERVE = auto()
+    PAPERS = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -33,13 +34,22 @@ def bench(
     engine: Annotated[list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default.")] = None,
     engine_python: Annotated[Path | None, typer.Option(help="For engine: Python of its own environment.")] = None,
     data: Annotated[Path | None, typer.Option(help="For select, verify and code: folder of recorded data.")] = None,
-    seeds: Annotated[int, typer.Option(min=1, help="For learning.")] = 5,
+    seeds: Annotated[int, typer.Option(min=1, help="For learning and papers.")] = 5,
     steps: Annotated[int, typer.Option(min=3, help="For learning: gradient steps of each arm.")] = 30,
     groups: Annotated[int, typer.Option(min=8, help="For curate: stored groups of 8.")] = 1_000_000,
     rollouts: Annotated[int, typer.Option(min=80_000, help="For store and sql: how many are stored.")] = 1_000_000,
     folder: Annotated[
         Path | None, typer.Option(help="For store: keep the store here. For sql: ask one that was kept.")
     ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="For papers: cells and results; it goes on with what is there.")
+    ] = None,
+    only: Annotated[
+        list[str] | None, typer.Option(help="For papers: greso, pods, g2d, semi_online; all by default.")
+    ] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="For papers: only to try whether everything works.")] = False,
+    policy: Annotated[Path | None, typer.Option(help="For papers: checkpoint instead of the embedded one.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="For papers: cells at a time.")] = 2,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -81,6 +91,18 @@ def bench(
             from benchmarks import serve
 
             figures = serve.run()
+        case Bench.PAPERS:
+            from benchmarks import papers
+            from benchmarks.papers.arms import Experiment
+
+            figures = papers.run(
+                out or papers.OUT,
+                seeds=seeds,
+                only=tuple(map(Experiment, only or ())),
+                quick=quick,
+                policy=policy,
+                workers=workers,
+            )
     if as_json:
         print(json.dumps(document(name, figures)))
         return

@@ -2,7 +2,7 @@
 
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -14,9 +14,10 @@ class NotStarted(Exception):
 
 
 @contextmanager
-def running_service(data: Path, *arguments: str, log: Path) -> Iterator[str]:
-    """The URL of a service on a free loopback port; it is stopped by its pid at the end."""
-    command = [sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", "0", *arguments]
+def running_service(data: Path, *arguments: str, log: Path, leash: Sequence[str] = ()) -> Iterator[str]:
+    """The URL of a service on a free loopback port; it is stopped by its pid at the end. `leash` is a program that
+    becomes the command behind it."""
+    command = [*leash, sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", "0", *arguments]
     with log.open("a") as errors:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True)
         try:
