@@ -221,7 +221,7 @@ def _greso(curves: Curves) -> Claim:
 
 def _pods(curves: Curves) -> Claim:
     found = race(curves, "pods", "grpo", share_of_best, seconds)
-    text = f"PODS is {FASTER:g} times faster than plain GRPO to {BEST_SHARE:.0%} of its best accuracy"
+    text = f"PODS is {FASTER:g} times faster than plain GRPO to {100 * BEST_SHARE:g} % of its best accuracy"
     drawn = race(curves, "random", "grpo", share_of_best, seconds)
     beside = f"a random choice of as many is {drawn.interval} times as fast" if drawn.interval else ""
     return _raced("pods_time_ratio", text, FASTER, found, beside)
