@@ -1,4 +1,4 @@
-"""The suite runs in two processes: the tests of a file stay in one of them, and so do all that share the real engines."""
+"""The suite runs in two processes: a file stays in one of them, and so do all that share the real engines."""
 
 import pytest
 

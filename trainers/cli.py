@@ -264,6 +264,9 @@ def _told(verb: str) -> Iterator[None]:
         yield
     except (Unfit, RefineryError) as refusal:
         sys.exit(f"refinery train {verb}: {refusal}")
+    except KeyboardInterrupt:
+        print(f"refinery train {verb}: stopped; the same command goes on", file=sys.stderr)
+        sys.exit(130)
 
 
 def demo(

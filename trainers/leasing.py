@@ -5,6 +5,7 @@
 - One process asks; all processes of a trainer get the same rows.
 """
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,8 +78,9 @@ class Leases(TrainerCallback):
 
 
 def consumer_of(learning: Learning) -> str:
-    """A name that belongs to the folder of a run, whatever is started there."""
-    return f"{learning.out.name}-{digest(learning.out.absolute(), size=4)}"
+    """A name that belongs to the folder of a run, whatever is started there; the service takes it as it is."""
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", learning.out.name)[:80].strip("._-") or "trainer"
+    return f"{readable}-{digest(learning.out.absolute(), size=4)}"
 
 
 def share(rows: Sequence[Any], trainer: Trainer) -> list[Any]:

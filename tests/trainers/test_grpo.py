@@ -1,6 +1,8 @@
 """What TRL makes of leased rows: advantages among the kept rollouts, ratios to the policy that sampled."""
 
 import math
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,9 +11,11 @@ from datasets import Dataset
 from trl import GRPOConfig
 
 from curation.pods import advantages
+from service.run_config import NAME
 from tests.trainers.conftest import learning
 from trainers.grpo import LeasedGRPOTrainer, rollouts, verified
 from trainers.learning import Policy, Unfit
+from trainers.leasing import consumer_of
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KEEP = 4
@@ -109,3 +113,11 @@ def test_the_loss_is_the_clipped_ratio_times_the_advantage(trainer: LeasedGRPOTr
     advantage = torch.tensor(advantages(rewards))[:, None]
     of_token = torch.min(ratio * advantage, ratio.clamp(0.8, 1.2) * advantage) * batch["completion_mask"]
     assert loss.item() == pytest.approx(-of_token.sum().item() / batch["completion_mask"].sum().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("name", ["plain", "with blanks, and (more)", "...", "ü" * 200])
+def test_a_folder_of_any_name_is_a_consumer_of_its_own(name: str, tmp_path: Path) -> None:
+    consumers = [consumer_of(learning(folder / name)) for folder in (tmp_path / "a", tmp_path / "b")]
+
+    assert all(re.fullmatch(NAME, consumer) for consumer in consumers)
+    assert consumers[0] != consumers[1]
