@@ -46,6 +46,10 @@ class LearningTold:
         default_factory=list
     )
 
+    load: Annotated[list[str], learned("NAME=VALUE: any option of from_pretrained, dtype=bfloat16 say.")] = field(
+        default_factory=list
+    )
+
     def learning(self, policy: str, out: Path, **other: Any) -> "Learning":
         """Of a run in this folder; `other` is told otherwise."""
         from trainers.learning import Learning, Lora
@@ -60,6 +64,7 @@ class LearningTold:
             "save_every": self.save_every,
             "report_to": tuple(self.report_to),
             "options": dict(map(_option, self.trl)),
+            "loading": dict(map(_option, self.load)),
         }
         return Learning(policy, out, **(told | other))
 

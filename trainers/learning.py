@@ -69,6 +69,8 @@ class Learning:
     """Where TRL reports to: trackio, wandb, tensorboard."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """More of TRL's own; these win over ours."""
+    loading: Mapping[str, Any] = field(default_factory=dict)
+    """Options of `from_pretrained`, the same way: `dtype`, `attn_implementation`."""
 
     def trl(self, **own: Any) -> Json:
         """For TRL's configuration."""
@@ -99,7 +101,8 @@ class Policy:
     @classmethod
     def load(cls, learning: Learning) -> "Policy":
         try:
-            model = AutoModelForCausalLM.from_pretrained(learning.policy, dtype="float32", use_safetensors=True)
+            told = {"dtype": "float32", "use_safetensors": True} | dict(learning.loading)
+            model = AutoModelForCausalLM.from_pretrained(learning.policy, **told)
             tokenizer = AutoTokenizer.from_pretrained(learning.policy)
         except (OSError, ValueError) as error:
             raise Unfit(f"{learning.policy} is no policy that can be trained: {error}") from None

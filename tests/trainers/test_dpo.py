@@ -16,6 +16,8 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from tests.trainers.conftest import POLICY, learning
 from trainers.dpo import CachedReferenceDPOTrainer, DpoRun, train
@@ -146,6 +148,13 @@ def test_any_option_of_trl_goes_through(pairs: Path, tmp_path: Path) -> None:
 
     assert manifest(tmp_path / "out")["result"] == {"pairs": 32, "steps": 2}
     assert len([entry for entry in manifest(tmp_path / "out")["log"] if "loss" in entry]) == 2
+
+
+def test_a_policy_is_loaded_as_it_is_told(pairs: Path, tmp_path: Path) -> None:
+    run = a_run(pairs, out=tmp_path / "out")
+    train(replace(run, learning=replace(run.learning, loading={"dtype": "bfloat16"})))
+
+    assert {tensor.dtype for tensor in load_file(tmp_path / "out/model.safetensors").values()} == {torch.bfloat16}
 
 
 def test_a_folder_belongs_to_one_run(pairs: Path, tmp_path: Path) -> None:
