@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from typing import Any
 
-GRPO_RATE = 1e-4
-DPO_RATE = 5e-5
+GRPO_RATE, GRPO_TRIED = 1e-4, (1e-4, 2e-4, 5e-4)
+DPO_RATE, DPO_TRIED = 1e-4, (3e-5, 5e-5, 1e-4, 2e-4, 4e-4)
+"""The rate that ended with the best accuracy, of those that were tried: see docs/papers.md."""
 MAX_TOKENS = 96
 """Of an answer; the longest sums take about 60."""
 GROUP_SIZE = 8

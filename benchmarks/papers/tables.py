@@ -14,7 +14,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.papers.arms import Experiment, Plan
+from benchmarks.papers.arms import DPO_RATE, DPO_TRIED, GRPO_RATE, GRPO_TRIED, Experiment, Plan
 from benchmarks.papers.cells import Done, Point
 from benchmarks.papers.claims import (
     Claim,
@@ -75,6 +75,8 @@ def page(found: Findings) -> str:
         "arms and nothing else.",
         "Every arm starts from the same policy. Accuracy is the share of right greedy answers to held-out prompts, the "
         "mean of the last three evaluations. Intervals are 95 % of a bootstrap over seeds.",
+        f"Learning rates, for all arms alike: GRPO {GRPO_RATE:g} of {_rates(GRPO_TRIED)}, DPO {DPO_RATE:g} of "
+        f"{_rates(DPO_TRIED)}, searched for once with a seed of its own.",
         "## Claims",
         _table(
             ["claim", "figure", "verdict", "why"],
@@ -160,6 +162,10 @@ def _options(plan: Plan, arm: str) -> str:
     options = " ".join(f"--{name}" if value is True else f"--{name} {value}" for name, value in told.options.items())
     of_run: dict[str, Any] = {"n": told.n, "selector": dict(told.selector), "batch": dict(told.batch)}
     return f"`train {told.verb} {options}` on a run with `{of_run}`"
+
+
+def _rates(tried: Sequence[float]) -> str:
+    return ", ".join(f"{rate:g}" for rate in tried)
 
 
 def _pool(plan: Plan) -> str:
