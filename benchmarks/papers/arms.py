@@ -2,7 +2,7 @@
 
 - An arm is a run of the service and a trainer; whatever an arm does not say is the same for all arms of its experiment.
 - The learning rate belongs to a kind of loss: all arms with that loss have it, in all experiments. It was looked for
-  once for each loss, on problems and a seed that nothing is measured with.
+  once for each loss, in one arm or two and with a seed of its own; docs/papers.md has what was tried.
 - The prompts are sums that the policy always, sometimes and never solves.
 """
 
