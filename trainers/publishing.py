@@ -48,7 +48,7 @@ class Publisher:
         key = digest(folder, *weights_of(folder))
         published = publish_checkpoint(refinery, self._policy, str(folder), step, key)
         live = self._live(refinery)
-        if live["version"] > published["version"] and not (self._is_ours(live) and live["step"] >= step):
+        if live["version"] > published["version"] and not (self._is_ours(live) and (live["step"] or 0) >= step):
             key = digest(key, live["version"])  # somebody else's came after it
             published = publish_checkpoint(refinery, self._policy, str(folder), step, key)
         return published
