@@ -20,6 +20,12 @@ if TYPE_CHECKING:  # these pull in torch
 
 LEARNING, EVALUATION, SUPPLY, PREFERENCE = "Learning", "Evaluation", "Groups", "Preferences"
 Policy = Annotated[str, typer.Option(help="Checkpoint folder or Hub id to start from.")]
+MaxLength = Annotated[
+    int | None,
+    typer.Option(
+        help="Tokens of prompt and completion; longer pairs are refused. The policy's context by default.", min=1
+    ),
+]
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints and manifest; it belongs to one run.")]
 
 
@@ -131,17 +137,11 @@ class PreferenceTold:
     nll: Annotated[
         float, typer.Option(help="Weight of the chosen side's NLL, per token.", min=0, rich_help_panel=PREFERENCE)
     ] = 0.0
-    max_length: Annotated[
-        int,
-        typer.Option(
-            help="Tokens of prompt and completion; longer pairs are refused.", min=1, rich_help_panel=PREFERENCE
-        ),
-    ] = 1024
 
     @property
     def told(self) -> dict[str, Any]:
         """As runs take it."""
-        return {"beta": self.beta, "losses": tuple(self.loss), "nll": self.nll, "max_length": self.max_length}
+        return {"beta": self.beta, "losses": tuple(self.loss), "nll": self.nll}
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

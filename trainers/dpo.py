@@ -17,7 +17,7 @@ from curation.keys import digest
 from trainers.cache import cache, unfinished
 from trainers.evaluation import Evaluation, Examiner
 from trainers.learning import Learning, Policy, configured, finish, finished, learn
-from trainers.pairs import Source, check_lengths, fetch, mixed
+from trainers.pairs import Source, check, fetch, mixed
 from trainers.publishing import Publisher
 
 TOKENS = ["prompt_ids", "chosen_ids", "rejected_ids"]
@@ -39,8 +39,8 @@ class DpoRun:
     nll: float = 0.0
     """Weight of the negative log-likelihood of the chosen side, per token (the RPO term)."""
     epochs: float = 1.0
-    max_length: int = 1024
-    """Tokens of prompt and completion together."""
+    max_length: int | None = None
+    """Tokens of prompt and completion together; None for the policy's context."""
     precompute: bool = True
     """The reference is asked before training, not during it."""
     publish_to: str | None = None
@@ -55,7 +55,7 @@ def train(run: DpoRun) -> dict[str, Any]:
     policy = Policy.load(run.learning)
     fetched = [fetch(source, run.service) for source in run.datasets]
     pairs = mixed(run.datasets, fetched, run.learning.seed)
-    check_lengths(pairs, policy.tokenizer, run.max_length)
+    check(pairs, policy, run.max_length)
 
     trainer = CachedReferenceDPOTrainer(
         model=policy.model,

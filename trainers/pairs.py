@@ -9,12 +9,11 @@ from urllib.parse import urlsplit
 
 import fsspec
 from datasets import Dataset, concatenate_datasets, interleave_datasets, load_dataset
-from transformers import PreTrainedTokenizerBase
 from trl.data_utils import apply_chat_template, is_conversational
 
 from trainers.cache import cache, sha256_of, unfinished
 from trainers.client import Refinery
-from trainers.learning import Unfit
+from trainers.learning import Policy, Unfit
 
 BLOCK = 2**20
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -92,23 +91,28 @@ def _read(files: Sequence[Path]) -> Dataset:
     return rows.select_columns(list(COLUMNS))
 
 
-def check_lengths(pairs: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int) -> None:
-    """Raises Unfit if prompt, completion and EOS of any pair exceed `max_length` tokens, or are chat messages that the
-    policy has no template for."""
+def check(pairs: Dataset, policy: Policy, max_length: int | None) -> None:
+    """Raises Unfit if prompt, completion and EOS of any pair exceed so many tokens, or else the policy's context, or if
+    they are chat messages that the policy has no template for."""
+    tokenizer, context = policy.tokenizer, getattr(policy.model.config, "max_position_embeddings", None)
     is_chat = is_conversational(pairs[0])
     if is_chat and tokenizer.chat_template is None:
         raise Unfit("the pairs are chat messages, and the policy has no chat template: freeze them in standard format")
+    limit = max_length or context
+    if limit is None:
+        return
 
     def longer_side(row: dict[str, Any]) -> int:
         row = apply_chat_template(row, tokenizer) if is_chat else row
         sides = (row["prompt"] + row[side] for side in ("chosen", "rejected"))
         return 1 + max(len(tokenizer(text).input_ids) for text in sides)
 
-    lengths = sorted(longer_side(row) for row in pairs.select_columns(["prompt", "chosen", "rejected"]))
-    over = sum(length > max_length for length in lengths)
-    if over:
+    lengths = sorted(longer_side(row) for row in pairs.select_columns(list(COLUMNS)))
+    if over := sum(length > limit for length in lengths):
+        what = f"max_length {limit}" if max_length else f"the policy's context of {limit}"
+        remedy = f"pass --max-length {lengths[-1]}, or " if max_length else ""
         raise Unfit(
-            f"{over} of {len(lengths)} pairs are longer than max_length {max_length}: median "
-            f"{lengths[len(lengths) // 2]}, longest {lengths[-1]} tokens. Answers would lose their end, where the "
-            f"result stands: pass --max-length {lengths[-1]}, or leave long completions out by a recipe"
+            f"{over} of {len(lengths)} pairs are longer than {what}: median {lengths[len(lengths) // 2]}, longest "
+            f"{lengths[-1]} tokens. Answers would lose their end, where the result stands: {remedy}leave long "
+            "completions out by a recipe"
         )

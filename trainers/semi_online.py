@@ -20,7 +20,6 @@ from trainers.dpo import weighted
 from trainers.evaluation import Evaluation, Examiner
 from trainers.learning import Learning, Policy, Unfit, configured, finish, finished, learn, team
 from trainers.leasing import Leases, Supply, consumer_of, share
-from trainers.pairs import check_lengths
 from trainers.publishing import Publisher, Publishing
 
 
@@ -57,7 +56,6 @@ class SemiOnlineRun:
     """Weight of the negative log-likelihood of the chosen side, per token."""
     entropy: float = 0.0
     """Weight of the mean entropy of the policy over the tokens of the chosen side, which the loss rewards."""
-    max_length: int = 1024
     max_staleness: int | None = 0
     ahead: int = 0
     evaluation: Evaluation | None = None
@@ -89,7 +87,7 @@ def train(run: SemiOnlineRun) -> Json:
                 beta=run.beta,
                 **weighted(run.losses, run.nll),
                 **(reference if run.sync_reference_every else {}),
-                max_length=run.max_length,
+                max_length=None,  # the run's max_tokens is the limit
             ),
         ),
         train_dataset=Dataset.from_list([{"prompt": "ticket ", "chosen": "a", "rejected": "b"}] * tickets),
@@ -147,7 +145,6 @@ class LeasedDPOTrainer(DPOTrainer):
         rows = self._leases[task].rows(self, self._run.batch, f".{self._part}")
         self._part = (self._part + 1) % self._run.micro_batches
         pairs = Dataset.from_list([{side: row[side] for side in ("prompt", "chosen", "rejected")} for row in rows])
-        check_lengths(pairs, self.processing_class, self._run.max_length)
         tokenized = self._prepare_dataset(pairs, self.processing_class, self.args, "leased")
         batch: dict[str, torch.Tensor] = self.data_collator(share(list(tokenized), self))
         return batch

@@ -161,7 +161,6 @@ def _semi_online(quick: bool) -> Plan:
     options: dict[str, str | float | bool] = {
         "steps": steps,
         "batch": groups,
-        "max-length": 256,
         "learning-rate": DPO_RATE,
         "evaluate-every": every,
     }

@@ -67,6 +67,11 @@ def test_pairs_longer_than_max_length_are_refused_with_the_numbers(pairs: Path, 
     with pytest.raises(Unfit, match=r"\d+ of 32 pairs are longer than max_length 20: median \d+, longest \d+"):
         train(a_run(pairs, out=tmp_path / "out", max_length=20))
 
+    longer = pq.read_table(pairs).to_pylist()
+    longer[3]["chosen"] *= 20
+    pq.write_table(pa.Table.from_pylist(longer), tmp_path / "longer.parquet")
+    with pytest.raises(Unfit, match="1 of 32 pairs are longer than the policy's context of 256"):
+        train(a_run(tmp_path / "longer.parquet", out=tmp_path / "out", max_length=None))
     assert train(a_run(pairs, out=tmp_path / "out", max_length=200)) == {"pairs": 32, "steps": 4}  # the folder is free
 
 

@@ -30,11 +30,11 @@ pytestmark = pytest.mark.filterwarnings("ignore")  # TRL and transformers warn a
 ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
 TRAINED = ("--policy", str(POLICY), "--learning-rate", "1e-4", "--save-every", "2")
 GRPO = ("grpo", *TRAINED, "--groups", "4", "--keep", "4", "--micro-batch", "8", "--steps", "6", "--sync-every", "2")
-SEMI_ONLINE = ("semi-online", *TRAINED, "--batch", "4", "--max-length", "256", "--steps", "6", "--sync-every", "2")
+SEMI_ONLINE = ("semi-online", *TRAINED, "--batch", "4", "--steps", "6", "--sync-every", "2")
 G2D = ("g2d", *TRAINED, "--groups", "4", "--keep", "4", "--micro-batch", "8", "--warm-up-rate", "1e-4")
 HARVEST = ("--n", "4", "--max-tokens", "96", "--max-length", "256", "--batch", "8")
 GRPO_STEP = ("--groups", "4", "--keep", "4", "--micro-batch", "4")
-SEMI_ONLINE_STEP = ("--batch", "4", "--max-length", "256", "--micro-batches", "2")
+SEMI_ONLINE_STEP = ("--batch", "4", "--micro-batches", "2")
 EXAMINED = ("--evaluate-on", "held-out", "--evaluate-every", "3", "--evaluate-tokens", "96")
 
 
@@ -202,7 +202,6 @@ def test_tasks_are_never_mixed_within_a_micro_batch_and_come_by_weight(service: 
         entropy=0.01,
         nll=0.1,
         sync_reference_every=3,
-        max_length=256,
     )
 
     semi_online.train(run)
@@ -218,7 +217,7 @@ def test_entropy_is_rewarded_by_its_weight(service: Service, tmp_path: Path) -> 
     found = []
     for name, weight in (("without", 0.0), ("with", 3.0)):
         run = SemiOnlineRun(learning(tmp_path / name), service.url, (Task(a_run(service, name)),), 6, batch=4)
-        semi_online.train(replace(run, entropy=weight, max_length=256))
+        semi_online.train(replace(run, entropy=weight))
         log = json.loads((tmp_path / name / "training.json").read_text())["log"]
         found.append(next(entry["entropy"] for entry in reversed(log) if "entropy" in entry))
 
