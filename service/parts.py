@@ -4,6 +4,7 @@ The composition root of the inside: it imports everyone, and only the app and th
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -29,7 +30,7 @@ from service.publishing import publish
 from service.rescoring import rescore
 from service.settings import EngineChoice, ReloadMode, Settings
 from service.sql.console import Console, Limits
-from service.stages import Conflict
+from service.stages import Conflict, Refused, StageError
 from service.store.datasets import Datasets
 from service.store.duck import Duck
 from service.store.groups import Groups
@@ -50,6 +51,7 @@ from service.verifiers.pool import VerifierPool
 from service.verifiers.worker import NO_LIMIT
 from service.verifiers.worker import Limits as VerifierLimits
 
+logger = logging.getLogger(__name__)
 MODEL_LIMITS = VerifierLimits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT, load_seconds=900.0)
 """Of a reward model in a worker process; with two of them in turn, loading counts against the check."""
 
@@ -281,7 +283,13 @@ async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, 
     """Loads what was live last; publishes the first checkpoint in a new data folder."""
     for name in await store.policies.names():
         newest = (await store.policies.versions(name))[-1]
-        await engines.publish(name, await asyncio.to_thread(fetch, newest.checkpoint), newest.version)
+        try:
+            await engines.publish(name, await asyncio.to_thread(fetch, newest.checkpoint), newest.version)
+        except (StageError, Refused) as failure:
+            if name == settings.policy_name:
+                raise
+            # A trainer measured itself with it, say, and its folder is gone: no reason not to serve the others.
+            logger.warning("policy %r stays unloaded until it is published again: %s", name, failure)
     if settings.policy_name not in await store.policies.names():
         await _publish_first(settings, store, engines, now)
         return

@@ -93,22 +93,19 @@ class EvaluationTold:
         str | None, measured("Policy of the service that answers; by default a new one, which a fleet has no room for.")
     ] = None
 
-    def evaluation(self, service: str, learning: "Learning") -> "Evaluation | None":
+    def evaluation(self, service: str, seed: int) -> "Evaluation | None":
         from trainers.evaluation import Evaluation
-        from trainers.leasing import consumer_of
 
         if self.evaluate_on is None:
             return None
-        name = consumer_of(learning)
         return Evaluation(
             service=service,
-            policy=self.evaluate_as or name,
             prompt_set=self.evaluate_on,
-            name=name,
+            policy=self.evaluate_as,
             every=self.evaluate_every,
             n=self.evaluate_n,
             max_tokens=self.evaluate_tokens,
-            seed=learning.seed,
+            seed=seed,
         )
 
 

@@ -25,3 +25,8 @@ def unfinished(folder: Path) -> Iterator[Path]:
 def sha256_of(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def weights_of(folder: Path) -> list[str]:
+    """Names what the weights of a checkpoint are."""
+    return [sha256_of(path) for path in sorted(folder.glob("*.safetensors"))]

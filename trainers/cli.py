@@ -1,13 +1,12 @@
 """Verbs that learn: ``refinery train`` and ``refinery demo``. Their libraries are imported when a verb runs."""
 
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import zip_longest
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -88,11 +87,10 @@ def dpo(
         max_length=max_length,
         precompute=precompute,
         publish_to=publish_to if publish else None,
-        evaluation=evaluation.evaluation(service, learns),
+        evaluation=evaluation.evaluation(service, learning.seed),
         **preference.told,
     )
-    with _told("dpo"):
-        tell(train(run), as_json)
+    _run("dpo", train, run, as_json)
 
 
 @train.command()
@@ -133,11 +131,10 @@ def grpo(
         micro_batch=micro_batch,
         beta=beta,
         loss=loss,
-        evaluation=evaluation.evaluation(service, learns),
+        evaluation=evaluation.evaluation(service, learning.seed),
         **asdict(supply),
     )
-    with _told("grpo"):
-        tell(train(told), as_json)
+    _run("grpo", train, told, as_json)
 
 
 @train.command("semi-online")
@@ -171,6 +168,8 @@ def semi_online(
     except ValueError as error:
         sys.exit(f"refinery train semi-online: --run NAME=WEIGHT: {error}")
     rules = dict.fromkeys(by_reward or [], "best_with_worst")
+    if strangers := sorted(rules.keys() - {name for name, _ in named}):
+        sys.exit(f"refinery train semi-online: --by-reward {', '.join(strangers)}: no --run has that name")
     learns = learning.learning(policy, out)
     told = SemiOnlineRun(
         learning=learns,
@@ -181,12 +180,11 @@ def semi_online(
         micro_batches=micro_batches,
         sync_reference_every=sync_reference_every,
         entropy=entropy,
-        evaluation=evaluation.evaluation(service, learns),
+        evaluation=evaluation.evaluation(service, learning.seed),
         **preference.told,
         **asdict(supply),
     )
-    with _told("semi-online"):
-        tell(train(told), as_json)
+    _run("semi-online", train, told, as_json)
 
 
 @train.command()
@@ -251,27 +249,28 @@ def g2d(
             epochs=epochs,
             max_length=max_length,
             publish_to=publish_to if publish else None,
-            evaluation=evaluation.evaluation(service, learns),
+            evaluation=evaluation.evaluation(service, learning.seed),
             **preference.told,
         ),
         start=Start(start),
     )
-    with _told("g2d"):
-        tell(train(told), as_json)
+    _run("g2d", train, told, as_json)
 
 
-@contextmanager
-def _told(verb: str) -> Iterator[None]:
-    """What the trainer or the service refuses ends the command with one line."""
-    from trainers.learning import Unfit
+def _run(verb: str, train: Callable[[Any], dict[str, Any]], run: Any, as_json: bool) -> None:
+    """Trains and tells what came of it, once for all processes. What trainer or service refuses ends it with a line."""
+    from trainers.learning import Unfit, team
 
     try:
-        yield
+        result = train(run)
     except (Unfit, RefineryError) as refusal:
         sys.exit(f"refinery train {verb}: {refusal}")
     except KeyboardInterrupt:
         print(f"refinery train {verb}: stopped; the same command goes on", file=sys.stderr)
         sys.exit(130)
+    if team().is_main_process:
+        tell(result, as_json)
+    team().destroy_process_group()
 
 
 def demo(

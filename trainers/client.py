@@ -4,6 +4,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import count
 from types import TracebackType
 from typing import Any, Self
 
@@ -11,6 +12,8 @@ import httpx2
 
 Json = dict[str, Any]
 POLL_SECONDS = 0.25
+AGAIN_SECONDS = 2.0
+"""Until a service that did not answer is asked again."""
 LEASE_WAIT_SECONDS = 30.0
 """That the service keeps a request for a lease until there are enough groups."""
 DEFAULT_SERVICE = "http://127.0.0.1:8700"
@@ -25,12 +28,17 @@ class RefineryError(Exception):
         self.problem = problem
         super().__init__(f"{problem.get('detail', problem)} ({self.code})")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return RefineryError, (self.status, self.problem)  # by what it is made of, for other processes
+
 
 class Refinery:
     """One service. Use it as a context manager, or call `close`."""
 
-    def __init__(self, url: str = DEFAULT_SERVICE, *, timeout: float = 600.0) -> None:
+    def __init__(self, url: str = DEFAULT_SERVICE, *, timeout: float = 600.0, patience: float = 0.0) -> None:
+        """`patience` is how many seconds what can be asked again is, while nobody answers."""
         self.url = url.rstrip("/")
+        self._patience = patience
         self._http = httpx2.Client(base_url=self.url, timeout=timeout, follow_redirects=True)
 
     def __enter__(self) -> Self:
@@ -62,6 +70,18 @@ class Refinery:
 
     def delete(self, path: str, **query: Any) -> Any:
         return self._call("DELETE", path, params=query)
+
+    def once(self, path: str, body: Any, *, key: str) -> Json:
+        """The result of a job that is done once for a key; one that failed before is tried again."""
+        for attempt in count():
+            job = self.post(path, body, key=f"{key}-{attempt}" if attempt else key)
+            if job["state"] not in {"failed", "cancelled"}:
+                break
+        done = self.wait(job)
+        if done["state"] == "cancelled":
+            raise RefineryError(409, {"code": "cancelled", "detail": f"somebody cancelled job {done['id']}"})
+        result: Json = done["result"]
+        return result
 
     def add_prompts(self, rows: Iterable[Json], prompt_set: str) -> Json:
         """Rows ``{prompt, reference, verifier?, metadata?}``."""
@@ -140,8 +160,17 @@ class Refinery:
         return answer
 
     def _call(self, method: str, path: str, **arguments: Any) -> Any:
-        with self._reached():
-            response = self._http.request(method, path, **arguments)
+        harmless = method == "GET" or {"idempotency-key"} & {name.lower() for name in arguments.get("headers", ())}
+        give_up = time.monotonic() + (self._patience if harmless or path.startswith("/v1/leases/") else 0.0)
+        while True:
+            try:
+                with self._reached():
+                    response = self._http.request(method, path, **arguments)
+                break
+            except RefineryError:
+                if time.monotonic() > give_up:
+                    raise
+            time.sleep(AGAIN_SECONDS)
         if response.status_code >= 400:
             raise RefineryError(response.status_code, _problem(response))
         return response.json()

@@ -10,13 +10,15 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 from datasets import Dataset
+from transformers import PreTrainedModel
 from trl import DPOConfig, DPOTrainer
 
 from curation.keys import digest
 from trainers.cache import cache, unfinished
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, configured, finish, finished, learn
+from trainers.learning import Learning, Policy, by_one, configured, finish, finished, learn
 from trainers.pairs import Source, check, fetch, mixed
 from trainers.publishing import Publisher
 
@@ -68,6 +70,8 @@ def train(run: DpoRun) -> dict[str, Any]:
                 **weighted(run.losses, run.nll),
                 max_length=run.max_length,
                 precompute_ref_log_probs=run.precompute,
+                truncation_mode="keep_start",
+                disable_dropout=not run.learning.has_dropout,
             ),
         ),
         train_dataset=pairs,
@@ -98,12 +102,12 @@ class CachedReferenceDPOTrainer(DPOTrainer):
 
     def _precompute_ref_logps(self, dataset: Dataset, name: str, batch_size: int) -> Dataset:
         tokens = dataset.with_format("arrow").select_columns(TOKENS)[:]
-        asked = digest(_content_of(tokens), self._precompute_model_hash, self.ld_alpha)
-        known = cache("reference") / f"{asked}.parquet"
-        if known.exists():
-            columns = pq.read_table(known)
+        precision = (self.args.bf16, self.args.fp16, self.args.max_length, self.ld_alpha)
+        known = cache("reference") / f"{digest(_content_of(tokens), _weights_of(self.model), *precision)}.parquet"
+        answers = by_one(lambda: pq.read_table(known) if known.exists() else None)
+        if answers is not None:
             for column in REFERENCE:
-                dataset = dataset.add_column(column, columns[column].to_numpy())
+                dataset = dataset.add_column(column, answers[column].to_numpy())
             return dataset
         answered = super()._precompute_ref_logps(dataset, name, batch_size)
         if self.accelerator.is_main_process:
@@ -112,6 +116,17 @@ class CachedReferenceDPOTrainer(DPOTrainer):
                 file.rename(known)
         self.accelerator.wait_for_everyone()
         return answered
+
+
+def _weights_of(model: PreTrainedModel) -> str:
+    """Names the weights, without those of adapters: as the reference they are left away."""
+    found = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if "lora_" not in name:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            found.update(str((plain, tensor.dtype)).encode())
+            found.update(tensor.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def _content_of(table: pa.Table) -> str:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers.client import Refinery
-from trainers.publishing import Publisher
+from trainers.learning import by_one, identity
+from trainers.publishing import PATIENCE, Publisher
 
 GREEDY = {"n": 1, "temperature": 0.0}
 
@@ -21,10 +22,9 @@ class Evaluation:
     """What a policy is measured on."""
 
     service: str
-    policy: str
     prompt_set: str
-    name: str
-    """Runs of the service that hold the answers begin with it."""
+    policy: str | None = None
+    """That answers; None makes one of the run's own name."""
     every: int = 0
     """Steps between two evaluations; with 0 only at the end."""
     n: int = 1
@@ -41,16 +41,14 @@ class Accuracy(NamedTuple):
     prompts: int
 
 
-def evaluate(evaluation: Evaluation, refinery: Refinery, label: str) -> Accuracy:
-    """Of the policy as it is live now. The answers stay in the run NAME-LABEL; asked for again, they are taken from
-    there."""
-    run = f"{evaluation.name}-{label}"
+def evaluate(evaluation: Evaluation, refinery: Refinery, policy: str, run: str) -> Accuracy:
+    """Of the policy as it is live now. The answers stay in the run; asked for again, they are taken from there."""
     sampling = GREEDY if evaluation.n == 1 else {"n": evaluation.n, "temperature": 1.0}
     refinery.post(
         "/v1/runs",
         {
             "name": run,
-            "policy": evaluation.policy,
+            "policy": policy,
             "prompt_set": evaluation.prompt_set,
             "sampling": sampling | {"max_tokens": evaluation.max_tokens},
             "selector": {"kind": "all"},
@@ -58,7 +56,7 @@ def evaluate(evaluation: Evaluation, refinery: Refinery, label: str) -> Accuracy
             "seed": evaluation.seed,
         },
     )
-    refinery.wait(refinery.post(f"/v1/runs/{run}/rollouts", {"passes": 1}, key=run))
+    refinery.once(f"/v1/runs/{run}/rollouts", {"passes": 1}, key=run)
     shares = [sum(reward >= 1.0 for reward in group["rewards"]) / group["rollouts"] for group in refinery.groups(run)]
     mean = fmean(shares)
     spread = math.sqrt(sum((share - mean) ** 2 for share in shares) / max(1, len(shares) - 1))
@@ -98,14 +96,17 @@ class Examiner(TrainerCallback):
     def _examine(self, state: TrainerState) -> None:
         asked = time.monotonic()
         published = self._publisher.publish(self._trainer)
-        if published:
-            with Refinery(self._evaluation.service) as refinery:
-                label = f"step-{state.global_step}-v{published['version']}"
-                found = evaluate(self._evaluation, refinery, label)
-                spent = _spent(self._sampled_by, refinery)
-            measured = {f"eval_{name}": value for name, value in found._asdict().items()}
-            self._trainer.log(measured | spent | {"spent_seconds": asked - self._began})
+        found, spent = by_one(lambda: self._measured(state.global_step, published["version"]))
+        measured = {f"eval_{name}": value for name, value in found._asdict().items()}
+        # Not TRL's own: that would put the metrics of its next line into this one.
+        Trainer.log(self._trainer, measured | spent | {"spent_seconds": asked - self._began})
         self._began += time.monotonic() - asked
+
+    def _measured(self, step: int, version: int) -> tuple[Accuracy, dict[str, int]]:
+        with Refinery(self._evaluation.service, patience=PATIENCE) as refinery:
+            run = f"{identity(Path(self._trainer.args.output_dir))}-step-{step}-v{version}"
+            found = evaluate(self._evaluation, refinery, self._publisher.policy, run)
+            return found, _spent(self._sampled_by, refinery)
 
 
 def _spent(runs: Collection[str], refinery: Refinery) -> dict[str, int]:

@@ -13,10 +13,10 @@ from curation.keys import digest
 from trainers import dpo, grpo
 from trainers.client import Json, Refinery
 from trainers.dpo import DpoRun
-from trainers.grpo import GrpoRun
-from trainers.learning import DONE, claim, finish, finished
+from trainers.grpo import GrpoRun, config_of
+from trainers.learning import DONE, by_one, claim, finish, finished, identity
 from trainers.pairs import Source
-from trainers.publishing import kept, publish_checkpoint
+from trainers.publishing import PATIENCE, kept, publish_checkpoint
 
 
 class Start(StrEnum):
@@ -61,10 +61,9 @@ def train(run: G2dRun) -> Json:
         return done
     claim(run.out, run)
     warmed = warm_up(run)
-    with Refinery(run.warm_up.service) as refinery:
-        harvested = {steps: harvest(run, steps, refinery) for steps in run.warm_ups}
-        chosen, advice = choose(run, harvested, refinery)
-        dataset = freeze(run, harvested[chosen], refinery)
+    harvested = by_one(lambda: {steps: harvest(run, steps) for steps in run.warm_ups})
+    chosen, advice = by_one(lambda: choose(run, harvested))
+    dataset = by_one(lambda: freeze(run, harvested[chosen]))
 
     learning = run.dpo.learning
     if run.start is Start.WARM and chosen:
@@ -98,32 +97,34 @@ def weights_after(run: G2dRun, steps: int) -> str:
     return str(kept(learning.out.absolute(), steps)) if steps else learning.policy
 
 
-def harvest(run: G2dRun, steps: int, refinery: Refinery) -> Json:
+def harvest(run: G2dRun, steps: int) -> Json:
     """Stage 2: groups of every prompt, from the policy as it was after so many steps; says which version that is."""
-    told, warm = run.harvest, refinery.get(f"/v1/runs/{run.warm_up.run}")["config"]
-    key = digest(run.out.absolute(), "harvest", steps)
-    published = publish_checkpoint(refinery, warm["policy"], weights_after(run, steps), steps, key)
-    refinery.post(
-        "/v1/runs",
-        {
-            "name": told.name,
-            "policy": warm["policy"],
-            "prompt_set": warm["prompt_set"],
-            "sampling": {"n": told.n, "temperature": told.temperature, "max_tokens": told.max_tokens},
-            "selector": {"kind": "all"},
-            "seed": told.seed,
-        },
-    )
-    job = refinery.post(f"/v1/runs/{told.name}/rollouts", {"passes": told.passes}, key=key)
-    return {"version": published["version"], "funnel": refinery.wait(job)["result"]["funnel"]}
+    told, warm = run.harvest, config_of(run.warm_up.service, run.warm_up.run)
+    key = digest(identity(run.out), steps)
+    with Refinery(run.warm_up.service, patience=PATIENCE) as refinery:
+        published = publish_checkpoint(refinery, warm["policy"], weights_after(run, steps), steps, key)
+        refinery.post(
+            "/v1/runs",
+            {
+                "name": told.name,
+                "policy": warm["policy"],
+                "prompt_set": warm["prompt_set"],
+                "sampling": {"n": told.n, "temperature": told.temperature, "max_tokens": told.max_tokens},
+                "selector": {"kind": "all"},
+                "seed": told.seed,
+            },
+        )
+        sampled = refinery.once(f"/v1/runs/{told.name}/rollouts", {"passes": told.passes}, key=key)
+    return {"version": published["version"], "funnel": sampled["funnel"]}
 
 
-def choose(run: G2dRun, harvested: dict[int, Json], refinery: Refinery) -> tuple[int, Json | None]:
+def choose(run: G2dRun, harvested: dict[int, Json]) -> tuple[int, Json | None]:
     """Stage 3: the advisor's warm-up, and its advice. Where it cannot tell them apart, the shortest that may be the
     best."""
     if len(harvested) == 1:
         return next(iter(harvested)), None
-    advice: Json = refinery.get(f"/v1/runs/{run.harvest.name}/warmup")
+    with Refinery(run.warm_up.service, patience=PATIENCE) as refinery:
+        advice: Json = refinery.get(f"/v1/runs/{run.harvest.name}/warmup")
     versions = {one["version"]: steps for steps, one in harvested.items()}
     if advice["best"] is not None:
         return versions[advice["best"]], advice
@@ -131,7 +132,7 @@ def choose(run: G2dRun, harvested: dict[int, Json], refinery: Refinery) -> tuple
     return min(versions[one["version"]] for one in advice["versions"] if one["high"] >= top), advice
 
 
-def freeze(run: G2dRun, harvested: Json, refinery: Refinery) -> Json:
+def freeze(run: G2dRun, harvested: Json) -> Json:
     """Stage 4: a dataset version of the pairs of one harvest."""
     version, told = harvested["version"], run.harvest
     recipe = {
@@ -140,5 +141,6 @@ def freeze(run: G2dRun, harvested: Json, refinery: Refinery) -> Json:
         "pairs": {"kind": told.pairs},
         "seed": told.seed,
     }
-    frozen: Json = refinery.post("/v1/datasets", {"name": told.name, "recipe": recipe})
+    with Refinery(run.warm_up.service) as refinery:
+        frozen: Json = refinery.post("/v1/datasets", {"name": told.name, "recipe": recipe})
     return frozen

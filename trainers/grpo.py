@@ -14,9 +14,9 @@ from trl import GRPOConfig, GRPOTrainer
 
 from trainers.client import Json, Refinery
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, Unfit, configured, finish, finished, learn, team
-from trainers.leasing import Leases, Supply, consumer_of, share
-from trainers.publishing import Keeping, Publisher, Publishing
+from trainers.learning import Learning, Policy, Unfit, by_one, configured, finish, finished, learn, team
+from trainers.leasing import Leases, Supply, check_sync, share
+from trainers.publishing import PATIENCE, Keeping, Publisher, Publishing
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,10 +54,10 @@ def train(run: GrpoRun) -> Json:
     """Trains and saves policy and tokenizer to the run's folder; returns what came of it."""
     if (done := finished(run.learning.out, run)) is not None:
         return done
-    with Refinery(run.service) as refinery:
-        config = refinery.get(f"/v1/runs/{run.run}")["config"]
+    config = by_one(lambda: config_of(run.service, run.run))
+    check(run, config)
     policy = Policy.load(run.learning)
-    leases = Leases(supply_of(run))
+    leases = Leases(supply_of(run), run.learning.out)
 
     trainer = LeasedGRPOTrainer(
         model=policy.model,
@@ -65,8 +65,8 @@ def train(run: GrpoRun) -> Json:
         args=configured(
             GRPOConfig,
             **run.learning.trl(
+                {"lr_scheduler_type": "constant"},
                 max_steps=run.steps,
-                lr_scheduler_type="constant",
                 ignore_data_skip=True,  # the data is a ticket for each group; groups come with the step
                 per_device_train_batch_size=run.micro_batch,
                 gradient_accumulation_steps=micro_batches(run),
@@ -90,8 +90,26 @@ def train(run: GrpoRun) -> Json:
         trainer.add_callback(Examiner(run.evaluation, trainer, [run.run]))
     learn(trainer, run.learning.out, run)
 
-    result = {"steps": trainer.state.global_step} | publisher.publish(trainer)
+    result = {"steps": trainer.state.global_step}
+    if run.sync_every:
+        result |= publisher.publish(trainer)
     return finish(run.learning.out, run, result, trainer, sampled_by=config)
+
+
+def config_of(service: str, run: str) -> Json:
+    """What a run of the service was told."""
+    with Refinery(service, patience=PATIENCE) as refinery:
+        config: Json = refinery.get(f"/v1/runs/{run}")["config"]
+    return config
+
+
+def check(run: GrpoRun, config: Json) -> None:
+    """Raises Unfit for what could not work, before anything is sampled."""
+    if config["sampling"]["temperature"] == 0:
+        raise Unfit(f"run {run.run!r} samples at temperature 0: all rollouts of a group are equal")
+    if run.keep > config["sampling"]["n"]:
+        raise Unfit(f"run {run.run!r} samples {config['sampling']['n']} rollouts a group: {run.keep} cannot be kept")
+    check_sync(run.sync_every, run.max_staleness, run.ahead, run.evaluation, config["policy"])
 
 
 def supply_of(run: GrpoRun) -> Supply:
@@ -103,18 +121,18 @@ def supply_of(run: GrpoRun) -> Supply:
         "zero_variance": run.zero_variance,
         "seed": run.learning.seed,
     }
-    return Supply(run.service, run.run, consumer_of(run.learning), recipe, run.max_staleness, run.ahead)
+    return Supply(run.service, run.run, recipe, run.max_staleness, run.ahead)
 
 
 def micro_batches(run: GrpoRun) -> int:
     """Of a step, on each device. Raises Unfit where the numbers do not go into each other."""
-    rollouts, at_once = run.groups * run.keep, run.micro_batch * team().num_processes
-    if rollouts % at_once:
+    of_step, at_once = run.groups * run.keep, run.micro_batch * team().num_processes
+    if of_step % at_once:
         raise Unfit(
-            f"{run.groups} groups of {run.keep} are {rollouts} rollouts a step, which do not divide into micro-batches "
+            f"{run.groups} groups of {run.keep} are {of_step} rollouts a step, which do not divide into micro-batches "
             f"of {run.micro_batch} on {team().num_processes} devices"
         )
-    return int(rollouts // at_once)
+    return int(of_step // at_once)
 
 
 def rollouts(rows: Sequence[Json], keep: int, trainer: GRPOTrainer) -> Json:
@@ -129,7 +147,7 @@ def rollouts(rows: Sequence[Json], keep: int, trainer: GRPOTrainer) -> Json:
             counts = place < len(row["rewards"])
             of_group = place if counts else 0
             token_ids, logprobs = row["token_ids"][of_group], row["logprobs"][of_group]
-            if len(logprobs) != len(token_ids):
+            if len(logprobs or ()) != len(token_ids):
                 raise Unfit(
                     f"group {row['group_id']} has no logprobs of what was sampled, and without them there are no "
                     "importance weights: see what the engines' logprobs are in docs/engines.md"

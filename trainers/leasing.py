@@ -5,17 +5,17 @@
 - One process asks; all processes of a trainer get the same rows.
 """
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from accelerate.utils import broadcast_object_list
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from curation.keys import digest
 from trainers.client import Json, Refinery
-from trainers.learning import Learning
+from trainers.evaluation import Evaluation
+from trainers.learning import Unfit, by_one, identity
+from trainers.publishing import PATIENCE
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,6 @@ class Supply:
 
     service: str
     run: str
-    consumer: str
-    """Trainers that learn from one run under different names each get every group; under one name they share them."""
     recipe: Json
     """What a row is and which rollouts stay: down-sampling for groups, a rule for pairs."""
     max_staleness: int | None = 0
@@ -38,49 +36,57 @@ class Supply:
 
 @dataclass(slots=True)
 class Leases(TrainerCallback):
-    """The leases of a trainer."""
+    """The leases of a run of a trainer: no other run gets these, under whatever folder it was told to write to."""
 
     supply: Supply
+    out: Path
+    """Folder of the run."""
     _open: list[Json] = field(default_factory=list)
 
     def rows(self, trainer: Trainer, groups: int, part: str = "") -> list[Json]:
         """Of the trainer's next step, or of a part of it: as many groups, sampled now where they are not there yet."""
-        lease: Json | None = None
-        if trainer.is_world_process_zero():
-            lease = self._lease(groups, f"step {trainer.state.global_step}{part}")
-            self._open.append(lease)
-        [lease] = broadcast_object_list([lease])
-        assert lease is not None
-        rows: list[Json] = lease["rows"]
-        return rows
+        return by_one(lambda: self._rows(groups, f"step {trainer.state.global_step}{part}"))
 
-    def _lease(self, groups: int, key: str) -> Json:
+    def _rows(self, groups: int, key: str) -> list[Json]:
         supply = self.supply
-        with Refinery(supply.service) as refinery:
-            return refinery.lease(
+        with Refinery(supply.service, patience=PATIENCE) as refinery:
+            lease = refinery.lease(
                 supply.run,
                 groups,
                 key=key,
-                consumer=supply.consumer,
+                consumer=identity(self.out),
                 recipe=supply.recipe,
                 max_staleness=supply.max_staleness,
                 ahead=supply.ahead,
                 seconds=supply.seconds,
                 sample=True,
             )
+        self._open.append(lease)
+        rows: list[Json] = lease["rows"]
+        return rows
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        by_one(self._acknowledge)
+
+    def _acknowledge(self) -> None:
         if self._open:
-            with Refinery(self.supply.service) as refinery:
+            with Refinery(self.supply.service, patience=PATIENCE) as refinery:
                 for lease in self._open:
                     refinery.acknowledge(lease)
-        self._open = []
+        self._open.clear()
 
 
-def consumer_of(learning: Learning) -> str:
-    """A name that belongs to the folder of a run, whatever is started there; the service takes it as it is."""
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", learning.out.name)[:80].strip("._-") or "trainer"
-    return f"{readable}-{digest(learning.out.absolute(), size=4)}"
+def check_sync(
+    sync_every: int, max_staleness: int | None, ahead: int, evaluation: Evaluation | None, policy: str
+) -> None:
+    """Raises Unfit for options that work against each other."""
+    if ahead and max_staleness == 0 and sync_every == 1:
+        raise Unfit("what is sampled ahead is stale as soon as weights are published: allow --max-staleness 1 at least")
+    if evaluation and evaluation.policy == policy and (not sync_every or evaluation.every % sync_every):
+        raise Unfit(
+            f"an evaluation publishes what it measures: as {policy!r}, which groups are sampled from, it can only be "
+            f"every --sync-every steps or a multiple of it, and --evaluate-every is {evaluation.every}"
+        )
 
 
 def share(rows: Sequence[Any], trainer: Trainer) -> list[Any]:

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 
 import fsspec
 from datasets import Dataset, concatenate_datasets, interleave_datasets, load_dataset
+from datasets.exceptions import DatasetGenerationError
 from trl.data_utils import apply_chat_template, is_conversational
 
 from trainers.cache import cache, sha256_of, unfinished
@@ -85,7 +86,10 @@ def mixed(sources: Sequence[Source], fetched: Sequence[Sequence[Fetched]], seed:
 
 def _read(files: Sequence[Path]) -> Dataset:
     kind = "json" if files[0].suffix in {".jsonl", ".json"} else "parquet"
-    rows = load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    try:
+        rows = load_dataset(kind, data_files=[str(file) for file in files], split="train")
+    except (DatasetGenerationError, ValueError) as error:
+        raise Unfit(f"{files[0]} holds no pairs: {error.__cause__ or error}") from None
     if lacking := [column for column in COLUMNS if column not in rows.column_names]:
         raise Unfit(f"{files[0]} holds no pairs: it has no column {', '.join(lacking)}")
     return rows.select_columns(list(COLUMNS))

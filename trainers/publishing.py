@@ -2,9 +2,9 @@
 
 - The weights lie in a folder that both see; the service reads them from there until a newer version is live.
 - Publishing the same weights of the same step again changes nothing, so a trainer that was killed may.
+- A folder that was published is never written again: the version that names it means these weights.
 """
 
-import hashlib
 import shutil
 from collections.abc import Collection
 from pathlib import Path
@@ -13,56 +13,77 @@ from typing import Any
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from curation.keys import digest
-from trainers.client import Refinery
+from trainers.cache import weights_of
+from trainers.client import Json, Refinery
+from trainers.learning import by_one, identity
 
-Json = dict[str, Any]
+PATIENCE = 600.0
+"""Seconds that a trainer waits for a service that does not answer, one that is started again say."""
 
 
 class Publisher:
     """Of one trainer to one policy, which it makes if there is none of that name."""
 
-    def __init__(self, service: str, policy: str, out: Path) -> None:
-        """`out` is the folder of the run that publishes."""
+    def __init__(self, service: str, policy: str | None, out: Path) -> None:
+        """`out` is the folder of the run that publishes; without a policy it is one of the run's own name."""
         self._service = service
-        self._policy = policy
-        self._folder = out.absolute() / policy
+        self._named = policy
+        self._out = out.resolve()
+
+    @property
+    def policy(self) -> str:
+        return self._named or identity(self._out)
+
+    @property
+    def _folder(self) -> Path:
+        """Of this run and policy only."""
+        return self._out / "published" / identity(self._out) / self.policy
 
     def publish(self, trainer: Trainer) -> Json:
         """Returns once every worker of the service samples from these weights, or from those of a later step of this
-        run, if it was that far before it was killed. Every process of the trainer calls it; one of them talks to the
-        service, and only that one gets an answer."""
+        run, if it was that far before it was killed. Every process of the trainer calls it; one talks to the
+        service."""
         step = trainer.state.global_step
-        folder = self._folder / f"step-{step:06}"
-        trainer.save_model(str(folder))
-        published: Json = {}
-        if trainer.is_world_process_zero():
-            with Refinery(self._service) as refinery:
-                published = self._bring(refinery, folder, step)
-                live = Path(self._live(refinery)["checkpoint"])  # what the service loads when it is started again
-            for old in set(self._folder.glob("step-*")) - {folder, live}:
-                shutil.rmtree(old)
-        trainer.accelerator.wait_for_everyone()
+        saved = self._folder / "unfinished"
+        trainer.save_model(str(saved))
+        return by_one(lambda: self._bring(saved, step))
+
+    def _bring(self, saved: Path, step: int) -> Json:
+        weights = digest(*weights_of(saved))
+        folder = self._folder / f"step-{step:06}-{weights[:8]}"
+        if folder.exists():
+            shutil.rmtree(saved)
+        else:
+            saved.rename(folder)
+        with Refinery(self._service, patience=PATIENCE) as refinery:
+            published = self._publish(refinery, folder, step, digest(folder, weights))
+            live = Path(self._live(refinery)["checkpoint"])  # what the service loads when it is started again
+        for old in set(self._folder.glob("step-*")) - {folder, live}:
+            shutil.rmtree(old)
         return published
 
-    def _bring(self, refinery: Refinery, folder: Path, step: int) -> Json:
-        key = digest(folder, *weights_of(folder))
-        published = publish_checkpoint(refinery, self._policy, str(folder), step, key)
+    def _publish(self, refinery: Refinery, folder: Path, step: int, key: str) -> Json:
+        published = publish_checkpoint(refinery, self.policy, str(folder), step, key)
         live = self._live(refinery)
         if live["version"] > published["version"] and not (self._is_ours(live) and (live["step"] or 0) >= step):
             key = digest(key, live["version"])  # somebody else's came after it
-            published = publish_checkpoint(refinery, self._policy, str(folder), step, key)
+            published = publish_checkpoint(refinery, self.policy, str(folder), step, key)
         return published
 
     def begin(self, trainer: Trainer, start: str) -> None:
         """Publishes what training starts from, unless the service samples from that, or from what this run made of it
         before it was killed."""
-        with Refinery(self._service) as refinery:
-            live = self._live(refinery)
-        if not self._is_ours(live) and live["checkpoint"] not in {start, str(Path(start).absolute())}:
+        if not by_one(lambda: self._samples_from(start)):
             self.publish(trainer)
 
+    def _samples_from(self, start: str) -> bool:
+        with Refinery(self._service, patience=PATIENCE) as refinery:
+            live = self._live(refinery)
+        known = live["checkpoint"]
+        return self._is_ours(live) or known in {start, str(Path(start).resolve())} or known.partition("@")[0] == start
+
     def _live(self, refinery: Refinery) -> Json:
-        version: Json = refinery.get(f"/v1/policies/{self._policy}")["versions"][-1]
+        version: Json = refinery.get(f"/v1/policies/{self.policy}")["versions"][-1]
         return version
 
     def _is_ours(self, version: Json) -> bool:
@@ -71,13 +92,10 @@ class Publisher:
 
 def publish_checkpoint(refinery: Refinery, policy: str, checkpoint: str, step: int, key: str) -> Json:
     """Makes a checkpoint the next version of a policy, or the first of a new one; once for a key."""
-    known = [policy["name"] for policy in refinery.get("/v1/policies")]
-    if policy in known:
-        job = refinery.post(f"/v1/policies/{policy}/versions", {"checkpoint": checkpoint, "step": step}, key=key)
-    else:
-        job = refinery.post("/v1/policies", {"name": policy, "checkpoint": checkpoint, "step": step}, key=key)
-    published: Json = refinery.wait(job)["result"]
-    return published
+    body: Json = {"checkpoint": checkpoint, "step": step}
+    if policy in [known["name"] for known in refinery.get("/v1/policies")]:
+        return refinery.once(f"/v1/policies/{policy}/versions", body, key=key)
+    return refinery.once("/v1/policies", body | {"name": policy}, key=key)
 
 
 class Publishing(TrainerCallback):
@@ -116,8 +134,3 @@ class Keeping(TrainerCallback):
 def kept(out: Path, step: int) -> Path:
     """Where the weights of a step stay."""
     return out / "kept" / f"step-{step:06}"
-
-
-def weights_of(folder: Path) -> list[str]:
-    """Names what a checkpoint's weights are."""
-    return [hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(folder.glob("*.safetensors"))]

@@ -7,19 +7,23 @@ top to bottom.
 A micro-batch holds pairs of one task only: what a verifier judged and what a reward model judged are not comparable.
 """
 
+import shutil
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from datasets import Dataset, disable_progress_bars
+from transformers import AutoModelForCausalLM, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 from trl import DPOConfig, DPOTrainer
 
 from curation.keys import rng_for
-from trainers.client import Json, Refinery
+from trainers.client import Json
 from trainers.dpo import weighted
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, Unfit, configured, finish, finished, learn, team
-from trainers.leasing import Leases, Supply, consumer_of, share
+from trainers.grpo import config_of
+from trainers.learning import Learning, Policy, Unfit, by_one, configured, finish, finished, learn, team
+from trainers.leasing import Leases, Supply, check_sync, share
 from trainers.publishing import Publisher, Publishing
 
 
@@ -66,10 +70,9 @@ def train(run: SemiOnlineRun) -> Json:
     if (done := finished(run.learning.out, run)) is not None:
         return done
     disable_progress_bars()  # a few for each micro-batch
-    generator = policy_of(run)
+    generator = by_one(lambda: policy_of(run))
+    check(run, generator)
     policy = Policy.load(run.learning)
-    if run.batch % team().num_processes:
-        raise Unfit(f"a micro-batch of {run.batch} pairs does not divide among {team().num_processes} devices")
     tickets = run.batch * run.micro_batches  # an epoch is a step: the end of one would cut a step short
     reference = {"sync_ref_model": True, "ref_model_sync_steps": run.sync_reference_every, "ref_model_mixup_alpha": 1.0}
 
@@ -79,8 +82,8 @@ def train(run: SemiOnlineRun) -> Json:
         args=configured(
             DPOConfig,
             **run.learning.trl(
+                {"lr_scheduler_type": "constant"},
                 max_steps=run.steps,
-                lr_scheduler_type="constant",
                 ignore_data_skip=True,  # the data is a ticket for each pair; pairs come with the step
                 per_device_train_batch_size=run.batch // team().num_processes,
                 gradient_accumulation_steps=run.micro_batches,
@@ -88,26 +91,41 @@ def train(run: SemiOnlineRun) -> Json:
                 **weighted(run.losses, run.nll),
                 **(reference if run.sync_reference_every else {}),
                 max_length=None,  # the run's max_tokens is the limit
+                disable_dropout=not run.learning.has_dropout,
             ),
         ),
         train_dataset=Dataset.from_list([{"prompt": "ticket ", "chosen": "a", "rejected": "b"}] * tickets),
         processing_class=policy.tokenizer,
         peft_config=policy.adapters,
     )
+    if run.sync_reference_every:
+        trainer.add_callback(KeptReference(trainer, run.sync_reference_every))
     publisher = Publisher(run.service, generator, run.learning.out)
     trainer.add_callback(Publishing(publisher, trainer, every=run.sync_every, start=run.learning.policy))
     if run.evaluation:
         trainer.add_callback(Examiner(run.evaluation, trainer, [task.run for task in run.tasks]))
     learn(trainer, run.learning.out, run)
 
-    result = {"steps": trainer.state.global_step} | publisher.publish(trainer)
+    result = {"steps": trainer.state.global_step}
+    if run.sync_every:
+        result |= publisher.publish(trainer)
     return finish(run.learning.out, run, result, trainer)
+
+
+def check(run: SemiOnlineRun, generator: str) -> None:
+    """Raises Unfit for what could not work, before anything is sampled."""
+    if run.batch % team().num_processes:
+        raise Unfit(f"a micro-batch of {run.batch} pairs does not divide among {team().num_processes} devices")
+    if run.sync_reference_every and run.learning.lora:
+        raise Unfit("the reference of adapters is the policy without them: it cannot be synced")
+    if any(task.weight <= 0 for task in run.tasks):
+        raise Unfit("the weight of a run is more than 0")
+    check_sync(run.sync_every, run.max_staleness, run.ahead, run.evaluation, generator)
 
 
 def policy_of(run: SemiOnlineRun) -> str:
     """The policy that all its tasks sample from. Raises Unfit where there are several."""
-    with Refinery(run.service) as refinery:
-        found = {refinery.get(f"/v1/runs/{task.run}")["config"]["policy"] for task in run.tasks}
+    found = {config_of(run.service, task.run)["policy"] for task in run.tasks}
     if len(found) > 1:
         raise Unfit(f"the runs sample from different policies, {', '.join(sorted(found))}: one trainer learns one")
     return str(found.pop())
@@ -128,7 +146,7 @@ class LeasedDPOTrainer(DPOTrainer):
         self._run = run
         self._part = 0
         """Of the step: which micro-batch."""
-        self._leases = {task: Leases(supply_of(task, run)) for task in run.tasks}
+        self._leases = {task: Leases(supply_of(task, run), run.learning.out) for task in run.tasks}
         for leases in self._leases.values():
             self.add_callback(leases)
         self._entropy: torch.Tensor | None = None
@@ -163,6 +181,38 @@ class LeasedDPOTrainer(DPOTrainer):
             self._entropy = outputs.entropy
 
 
+class KeptReference(TrainerCallback):
+    """Finds the reference again after an interruption: TRL's checkpoints are without it. It is the policy as it was
+    when it was synced last, which is kept for as long as a checkpoint may need it."""
+
+    def __init__(self, trainer: DPOTrainer, every: int) -> None:
+        self._trainer = trainer
+        self._every = every
+        self._folder = Path(trainer.args.output_dir) / "reference"
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if synced := state.global_step // self._every * self._every:
+            kept = AutoModelForCausalLM.from_pretrained(self._of_step(synced), dtype="auto")
+            reference = self._trainer.accelerator.unwrap_model(self._trainer.ref_model)
+            reference.load_state_dict(kept.state_dict())
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step % self._every:
+            return
+        self._trainer.save_model(str(self._of_step(state.global_step)))
+        saved = sorted(int(folder.name.rpartition("-")[2]) for folder in self._folder.parent.glob("checkpoint-*"))
+        needed = (saved[0] if saved else 0) // self._every * self._every
+        if self._trainer.is_world_process_zero():
+            for old in self._folder.iterdir():
+                if int(old.name) < needed:
+                    shutil.rmtree(old)
+
+    def _of_step(self, step: int) -> Path:
+        return self._folder / str(step)
+
+
 def supply_of(task: Task, run: SemiOnlineRun) -> Supply:
     recipe = {"shape": "pairs", "pairs": {"kind": task.pairs}, "seed": run.learning.seed}
-    return Supply(run.service, task.run, consumer_of(run.learning), recipe, run.max_staleness, run.ahead)
+    return Supply(run.service, task.run, recipe, run.max_staleness, run.ahead)

@@ -25,11 +25,11 @@ import pyarrow.parquet as pq
 
 from benchmarks.papers.arms import MAX_TOKENS, Arm, Experiment, Plan, Verb
 from service.engines.process import LEASH
+from trainers.cache import weights_of
 from trainers.client import Json, Refinery
 from trainers.launch import running_service
 from trainers.learning import DONE
 from trainers.provenance import commit, machine
-from trainers.publishing import weights_of
 from trainers.tasks import LEVELS, distinct
 
 POLICY, EXAMINED = "policy", "held-out"

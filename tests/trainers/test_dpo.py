@@ -215,6 +215,71 @@ def test_a_file_without_pairs_is_told_by_what_it_lacks(pairs: Path, tmp_path: Pa
         train(a_run(pairs, out=tmp_path / "out"))
 
 
+def test_what_changes_nothing_that_is_learned_may_be_told_otherwise(pairs: Path, tmp_path: Path) -> None:
+    run = a_run(pairs, out=tmp_path / "out")
+    done = train(run)
+
+    elsewhere = replace(run.learning, save_every=7, report_to=("tensorboard",))
+    assert train(replace(run, service="http://elsewhere:1", learning=elsewhere)) == done
+
+
+def test_an_option_of_trl_that_the_run_sets_itself_is_refused(pairs: Path, tmp_path: Path) -> None:
+    run = a_run(pairs, out=tmp_path / "out")
+
+    with pytest.raises(Unfit, match="--trl beta, max_length: the run sets that itself"):
+        train(replace(run, learning=replace(run.learning, options={"max_length": 4, "beta": 1})))
+
+
+def test_a_run_that_had_made_its_last_step_makes_no_other(pairs: Path, tmp_path: Path) -> None:
+    run = a_run(pairs, out=tmp_path / "out", epochs=1.5)
+    done = train(run)
+    before = weights(tmp_path / "out")
+    (tmp_path / "out/training.json").unlink()  # as if it had been killed before it was written
+
+    assert train(run) == done == {"pairs": 32, "steps": 6}
+    assert weights(tmp_path / "out") == before
+
+
+def test_a_checkpoint_that_was_torn_is_none(pairs: Path, tmp_path: Path) -> None:
+    run = a_run(pairs, out=tmp_path / "out")
+    run = replace(run, learning=replace(run.learning, save_every=2))
+    train(run)
+    before = weights(tmp_path / "out")
+    (tmp_path / "out/training.json").unlink()
+    (tmp_path / "out/checkpoint-4/trainer_state.json").write_text("")
+
+    train(run)
+
+    assert weights(tmp_path / "out") == before
+
+
+def test_adapters_are_learned_anew_on_a_policy_that_has_some(pairs: Path, tmp_path: Path) -> None:
+    first = a_run(pairs, out=tmp_path / "first")
+    lora = replace(first.learning, lora=Lora(8, 16), learning_rate=2e-3)
+    train(replace(first, learning=lora))
+
+    second = replace(lora, policy=str(tmp_path / "first"), out=tmp_path / "second")
+    train(replace(first, learning=second))
+
+    old, new = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("first", "second"))
+    assert all((old[name] != new[name]).any() for name in old if "lora_B" in name)
+    base = Path(json.loads((tmp_path / "second/adapter_config.json").read_text())["base_model_name_or_path"])
+    assert (base / "model.safetensors").exists()
+
+
+def test_the_reference_of_adapters_is_asked_once_whatever_they_begin_with(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    ask = CachedReferenceDPOTrainer.compute_ref_log_probs
+    monkeypatch.setattr(CachedReferenceDPOTrainer, "compute_ref_log_probs", lambda *told: asked.append(1) or ask(*told))
+    for seed, lora in ((0, None), (1, Lora(8, 16)), (2, Lora(4, 8))):
+        run = a_run(pairs, out=tmp_path / f"seed-{seed}")
+        train(replace(run, learning=replace(run.learning, seed=seed, lora=lora)))
+
+    assert len(asked) == 4
+
+
 def test_a_trainer_killed_three_times_ends_with_the_very_same_weights(pairs: Path, tmp_path: Path) -> None:
     def command(out: Path) -> list[str]:
         told = [sys.executable, "-m", "refinery", "train", "dpo", "--dataset", str(pairs), "--policy", str(POLICY)]

@@ -2,6 +2,7 @@
 
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,7 @@ from curation.pods import advantages
 from service.run_config import NAME
 from tests.trainers.conftest import learning
 from trainers.grpo import LeasedGRPOTrainer, rollouts, verified
-from trainers.learning import Policy, Unfit
-from trainers.leasing import consumer_of
+from trainers.learning import Policy, Unfit, claim, identity
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 KEEP = 4
@@ -115,9 +115,13 @@ def test_the_loss_is_the_clipped_ratio_times_the_advantage(trainer: LeasedGRPOTr
     assert loss.item() == pytest.approx(-of_token.sum().item() / batch["completion_mask"].sum().item(), rel=1e-4)
 
 
-@pytest.mark.parametrize("name", ["plain", "with blanks, and (more)", "...", "ü" * 200])
-def test_a_folder_of_any_name_is_a_consumer_of_its_own(name: str, tmp_path: Path) -> None:
-    consumers = [consumer_of(learning(folder / name)) for folder in (tmp_path / "a", tmp_path / "b")]
+@pytest.mark.parametrize("name", ["plain", "with blanks, and (more)", "...", "ü" * 60])
+def test_a_run_has_a_name_of_its_own_whatever_its_folder_is_called(name: str, tmp_path: Path) -> None:
+    names = []
+    for _ in range(2):
+        claim(tmp_path / name, learning(tmp_path / name))
+        names.append(identity(tmp_path / name))
+        shutil.rmtree(tmp_path / name)  # and begun anew
 
-    assert all(re.fullmatch(NAME, consumer) for consumer in consumers)
-    assert consumers[0] != consumers[1]
+    assert all(re.fullmatch(NAME, one) for one in names)
+    assert names[0] != names[1]
