@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from dataclasses import asdict
 from importlib.util import find_spec
 from itertools import zip_longest
@@ -262,7 +263,8 @@ def _run(verb: str, train: Callable[[Any], dict[str, Any]], run: Any, as_json: b
     from trainers.learning import Unfit, team
 
     try:
-        result = train(run)
+        with redirect_stdout(sys.stderr):  # what TRL tells while it learns
+            result = train(run)
     except (Unfit, RefineryError) as refusal:
         sys.exit(f"refinery train {verb}: {refusal}")
     except KeyboardInterrupt:

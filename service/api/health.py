@@ -16,9 +16,12 @@ async def livez() -> dict[str, str]:
 
 @router.get("/readyz")
 async def readyz(parts: PartsDep) -> dict[str, dict[str, int]]:
-    """The store answers, every policy has its newest version, no verifier is blind; else a problem document."""
+    """The store answers, every policy that is loaded has its newest version, and the service's own is; no verifier is
+    blind. Else a problem document."""
     live = {}
     for name in await parts.store.policies.names():
+        if not parts.engines.holds(name) and name != parts.settings.policy_name:
+            continue
         live[name] = parts.engines.engine_of(name).policy_version
         newest = (await parts.store.policies.versions(name))[-1].version
         if live[name] != newest:

@@ -39,6 +39,10 @@ class EngineRoom:
             raise EngineFailed(f"policy {policy!r} is not loaded; POST /v1/policies publishes it")
         return self._engines[policy]
 
+    def holds(self, policy: str) -> bool:
+        """False for a policy whose checkpoint was gone when the service was started."""
+        return policy in self._engines
+
     def workers(self) -> dict[str, list[WorkerView]]:
         """Every worker, by policy."""
         return {policy: engine.workers() for policy, engine in sorted(self._engines.items())}

@@ -1,5 +1,6 @@
 """Publishing: a version is live when the engine reports it, and its label is on everything it sampled."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,23 @@ def test_a_published_version_labels_the_groups_sampled_after_it(client: TestClie
     versions = {(g["visit"], g["policy_version"]) for g in client.get("/v1/groups?run=r&limit=1000").json()["items"]}
     assert versions == {(0, 1), (1, 2)}
     assert client.get("/readyz").json() == {"policies": {"policy": 2}}
+
+
+def test_a_policy_whose_checkpoint_is_gone_keeps_no_service_from_starting(
+    open_service: OpenService, tmp_path: Path
+) -> None:
+    folder = tmp_path / "examined"
+    shutil.copytree(EMBEDDED, folder)
+    with open_service() as client:
+        finish(client, client.post("/v1/policies", json={"name": "examined", "checkpoint": str(folder)}).json())
+    shutil.rmtree(folder)
+
+    with open_service() as client:
+        assert client.get("/readyz").json() == {"policies": {"policy": 1}}
+        shutil.copytree(EMBEDDED, folder)
+        body = {"checkpoint": str(folder)}
+        assert finish(client, client.post("/v1/policies/examined/versions", json=body).json())["state"] == "done"
+        assert client.get("/readyz").json() == {"policies": {"policy": 1, "examined": 2}}
 
 
 def test_a_repeated_publication_with_one_key_is_one_version(client: TestClient, checkpoint: Path) -> None:

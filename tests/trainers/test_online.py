@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,9 +21,11 @@ from tests.trainers.conftest import POLICY, learning
 from trainers import g2d, grpo, semi_online
 from trainers.client import Refinery, RefineryError
 from trainers.dpo import DpoRun
+from trainers.evaluation import Evaluation
 from trainers.g2d import G2dRun, Harvest, Start
 from trainers.grpo import GrpoRun
 from trainers.learning import Unfit
+from trainers.publishing import publish_checkpoint
 from trainers.semi_online import SemiOnlineRun, Task
 from trainers.tasks import LEVELS, distinct
 
@@ -31,6 +34,7 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": 
 TRAINED = ("--policy", str(POLICY), "--learning-rate", "1e-4", "--save-every", "2")
 GRPO = ("grpo", *TRAINED, "--groups", "4", "--keep", "4", "--micro-batch", "8", "--steps", "6", "--sync-every", "2")
 SEMI_ONLINE = ("semi-online", *TRAINED, "--batch", "4", "--steps", "6", "--sync-every", "2")
+SYNCED = ("--sync-reference-every", "3")
 G2D = ("g2d", *TRAINED, "--groups", "4", "--keep", "4", "--micro-batch", "8", "--warm-up-rate", "1e-4")
 HARVEST = ("--n", "4", "--max-tokens", "96", "--max-length", "256", "--batch", "8")
 GRPO_STEP = ("--groups", "4", "--keep", "4", "--micro-batch", "4")
@@ -104,7 +108,7 @@ def killed_three_times(service: Service, run: str, out: Path, *told: str) -> Non
         assert not (out / "training.json").exists()
 
 
-@pytest.mark.parametrize("verb", [GRPO, SEMI_ONLINE], ids=lambda verb: verb[0])
+@pytest.mark.parametrize("verb", [GRPO, SEMI_ONLINE + SYNCED], ids=lambda verb: verb[0])
 def test_a_trainer_killed_three_times_sees_the_same_groups_and_ends_with_the_same_weights(
     verb: tuple[str, ...], service: Service, tmp_path: Path
 ) -> None:
@@ -161,6 +165,74 @@ def test_two_processes_make_the_step_that_one_makes(verb: str, service: Service,
     )
     moved = max((alone[name] - before[name]).abs().max().item() for name in before)
     assert max((alone[name] - both[name]).abs().max().item() for name in before) < 1e-3 * moved
+
+
+def test_g2d_goes_through_all_its_stages_in_two_processes(service: Service, tmp_path: Path) -> None:
+    run, out = a_run(service, "g2d-together"), tmp_path / "out"
+    told = [*G2D, *HARVEST, "--warm-up", "1", "--run", run, "--name", "g2d-together-harvest", "--out", str(out)]
+    start = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2", "--module", "--", "refinery"]
+
+    ended = subprocess.run(
+        [*start, "train", *told, "--service", service.url, "--json"],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    assert json.loads(ended.stdout)["warm_up"] == 1  # told once
+
+
+def test_a_run_begun_anew_in_its_folder_is_another_run(service: Service, tmp_path: Path) -> None:
+    run = a_run(service, "anew")
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "disk")  # the service resolves what it is told
+    told = a_grpo(service, tmp_path / "link/out", run, steps=2)
+    grpo.train(told)
+    shutil.rmtree(told.learning.out)
+
+    grpo.train(replace(told, learning=replace(told.learning, learning_rate=3e-4)))
+
+    assert len({lease["consumer"] for lease in leases(service, run)}) == 2
+    with Refinery(service.url) as refinery:
+        versions = refinery.get(f"/v1/policies/{run}")["versions"]
+        sampled = {g["id"]: g["policy_version"] for g in refinery.groups(run)}
+    assert [version["step"] for version in versions] == [None, 1, 2, 0, 1, 2]
+    assert [{sampled[group] for group in lease["group_ids"]} for lease in leases(service, run)] == [{1}, {2}, {4}, {5}]
+    assert Path(versions[-1]["checkpoint"]).is_relative_to(tmp_path / "disk")
+    assert weights(Path(versions[-1]["checkpoint"])) == weights(told.learning.out)
+
+
+def test_what_failed_is_tried_again_and_what_is_done_is_not(service: Service, tmp_path: Path) -> None:
+    run, folder = a_run(service, "mended"), tmp_path / "checkpoint"
+    with Refinery(service.url) as refinery:
+        with pytest.raises(RefineryError):
+            publish_checkpoint(refinery, run, str(folder), 1, "the-key")
+        shutil.copytree(POLICY, folder)
+
+        published = [publish_checkpoint(refinery, run, str(folder), 1, "the-key") for _ in range(2)]
+
+    assert [one["version"] for one in published] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"),
+    [
+        ({"keep": 9, "micro_batch": 12}, "samples 8 rollouts a group: 9 cannot be kept"),
+        ({"ahead": 4}, "is stale as soon as weights are published"),
+        ({"sync_every": 2, "evaluation": Evaluation("", "held-out", "contradicted", 3)}, "a multiple of it"),
+    ],
+)
+def test_options_that_work_against_each_other_are_refused(
+    wrong: dict[str, Any], told: str, service: Service, tmp_path: Path
+) -> None:
+    with Refinery(service.url) as refinery:
+        if "contradicted" not in {policy["name"] for policy in refinery.get("/v1/policies")}:
+            a_run(service, "contradicted")
+
+    with pytest.raises(Unfit, match=told):
+        grpo.train(a_grpo(service, tmp_path / "out", "contradicted", **wrong))
 
 
 def test_plain_grpo_learns_from_whatever_was_sampled(service: Service, tmp_path: Path) -> None:
