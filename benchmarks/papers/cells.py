@@ -252,10 +252,10 @@ class _Spent(NamedTuple):
 def _before_dpo(out: Path, written: Json) -> _Spent:
     """Of the warm-up and of the harvest."""
     harvesting = sum(harvest["funnel"]["seconds"] for harvest in written["harvests"].values())
-    if not written["warm_up"]["steps"]:
+    if not written["warmed"]["steps"]:
         return _Spent(0, harvesting)
     log = json.loads((out / "warm-up" / DONE).read_text())["log"]
-    return _Spent(_trained(log, written["warm_up"]["steps"]), harvesting + log[-1]["train_runtime"])
+    return _Spent(_trained(log, written["warmed"]["steps"]), harvesting + log[-1]["train_runtime"])
 
 
 def _trained(log: list[Json], step: int) -> int:
