@@ -126,10 +126,11 @@ def choose(run: G2dRun, harvested: dict[int, Json]) -> tuple[int, Json | None]:
     with Refinery(run.warm_up.service, patience=PATIENCE) as refinery:
         advice: Json = refinery.get(f"/v1/runs/{run.harvest.name}/warmup")
     versions = {one["version"]: steps for steps, one in harvested.items()}
-    if advice["best"] is not None:
+    if advice["best"] in versions:
         return versions[advice["best"]], advice
-    top = max(one["value"] for one in advice["versions"])
-    return min(versions[one["version"]] for one in advice["versions"] if one["high"] >= top), advice
+    ours = [one for one in advice["versions"] if one["version"] in versions]  # of an older run there may be others
+    top = max(one["value"] for one in ours)
+    return min(versions[one["version"]] for one in ours if one["high"] >= top), advice
 
 
 def freeze(run: G2dRun, harvested: Json) -> Json:

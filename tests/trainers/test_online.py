@@ -342,3 +342,5 @@ def test_of_several_warm_ups_the_advisor_chooses(service: Service, tmp_path: Pat
     assert compared == {one["version"] for one in manifest["harvests"].values()}
     assert result["warm_up"] in {0, 2, 4}
     assert g2d.train(told) == result  # it is done
+    shutil.rmtree(out)
+    assert g2d.train(told)["warm_up"] in {0, 2, 4}  # with the harvests of the former in the same run
