@@ -20,12 +20,6 @@ if TYPE_CHECKING:  # these pull in torch
 
 LEARNING, EVALUATION, SUPPLY, PREFERENCE = "Learning", "Evaluation", "Groups", "Preferences"
 Policy = Annotated[str, typer.Option(help="Checkpoint folder or Hub id to start from.")]
-MaxLength = Annotated[
-    int | None,
-    typer.Option(
-        help="Tokens of prompt and completion; longer pairs are refused. The policy's context by default.", min=1
-    ),
-]
 Out = Annotated[Path, typer.Option(help="Folder for checkpoints and manifest; it belongs to one run.")]
 
 
@@ -139,6 +133,38 @@ class PreferenceTold:
     def told(self) -> dict[str, Any]:
         """As runs take it."""
         return {"beta": self.beta, "losses": tuple(self.loss), "nll": self.nll}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OfflineTold:
+    """Of DPO on a frozen dataset."""
+
+    batch: Annotated[int, learned("Pairs of a DPO step, on each device.", min=1)] = 16
+    epochs: Annotated[float, learned("Passes of DPO over the pairs.")] = 1.0
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Tokens of prompt and completion; longer pairs are refused. The policy's context by default.", min=1
+        ),
+    ] = None
+    publish: Annotated[bool, typer.Option("--publish", help="Publish the result to the service.")] = False
+    publish_to: Annotated[str, typer.Option(help="Name of the policy to publish to.")] = "policy"
+
+    @property
+    def told(self) -> dict[str, Any]:
+        """As runs take it."""
+        publish_to = self.publish_to if self.publish else None
+        told = {"batch": self.batch, "epochs": self.epochs, "max_length": self.max_length}
+        return told | {"publish_to": publish_to}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HarvestTold:
+    n: Annotated[int, typer.Option(help="Rollouts of each prompt in the harvest.", min=2)] = 8
+    temperature: Annotated[float, typer.Option(help="Of the harvest.")] = 1.3
+    max_tokens: Annotated[int, typer.Option(help="Of an answer in the harvest.")] = 512
+    passes: Annotated[int, typer.Option(help="Of the harvest over the prompts.", min=1)] = 1
+    pairs: Annotated[str, typer.Option(help="Pair rule of the recipe.")] = "one_random_pair"
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -11,8 +11,8 @@ from typing import Any, NamedTuple
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from trainers.client import Refinery
-from trainers.learning import by_one, identity
-from trainers.publishing import PATIENCE, Publisher
+from trainers.learning import by_one, identity, reached
+from trainers.publishing import Publisher
 
 GREEDY = {"n": 1, "temperature": 0.0}
 
@@ -103,7 +103,7 @@ class Examiner(TrainerCallback):
         self._began += time.monotonic() - asked
 
     def _measured(self, step: int, version: int) -> tuple[Accuracy, dict[str, int]]:
-        with Refinery(self._evaluation.service, patience=PATIENCE) as refinery:
+        with reached(self._evaluation.service) as refinery:
             run = f"{identity(Path(self._trainer.args.output_dir))}-step-{step}-v{version}"
             found = evaluate(self._evaluation, refinery, self._publisher.policy, run)
             return found, _spent(self._sampled_by, refinery)

@@ -11,12 +11,12 @@ from pathlib import Path
 
 from curation.keys import digest
 from trainers import dpo, grpo
-from trainers.client import Json, Refinery
+from trainers.client import Json
 from trainers.dpo import DpoRun
 from trainers.grpo import GrpoRun, config_of
-from trainers.learning import DONE, by_one, claim, finish, finished, identity
+from trainers.learning import DONE, by_one, claim, finish, finished, identity, reached
 from trainers.pairs import Source
-from trainers.publishing import PATIENCE, kept, publish_checkpoint
+from trainers.publishing import kept, publish_checkpoint
 
 
 class Start(StrEnum):
@@ -101,7 +101,7 @@ def harvest(run: G2dRun, steps: int) -> Json:
     """Stage 2: groups of every prompt, from the policy as it was after so many steps; says which version that is."""
     told, warm = run.harvest, config_of(run.warm_up.service, run.warm_up.run)
     key = digest(identity(run.out), steps)
-    with Refinery(run.warm_up.service, patience=PATIENCE) as refinery:
+    with reached(run.warm_up.service) as refinery:
         published = publish_checkpoint(refinery, warm["policy"], weights_after(run, steps), steps, key)
         refinery.post(
             "/v1/runs",
@@ -123,7 +123,7 @@ def choose(run: G2dRun, harvested: dict[int, Json]) -> tuple[int, Json | None]:
     best."""
     if len(harvested) == 1:
         return next(iter(harvested)), None
-    with Refinery(run.warm_up.service, patience=PATIENCE) as refinery:
+    with reached(run.warm_up.service) as refinery:
         advice: Json = refinery.get(f"/v1/runs/{run.harvest.name}/warmup")
     versions = {one["version"]: steps for steps, one in harvested.items()}
     if advice["best"] in versions:
@@ -142,6 +142,6 @@ def freeze(run: G2dRun, harvested: Json) -> Json:
         "pairs": {"kind": told.pairs},
         "seed": told.seed,
     }
-    with Refinery(run.warm_up.service) as refinery:
+    with reached(run.warm_up.service) as refinery:
         frozen: Json = refinery.post("/v1/datasets", {"name": told.name, "recipe": recipe})
     return frozen

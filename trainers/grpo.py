@@ -12,11 +12,11 @@ import torch
 from datasets import Dataset
 from trl import GRPOConfig, GRPOTrainer
 
-from trainers.client import Json, Refinery
+from trainers.client import Json
 from trainers.evaluation import Evaluation, Examiner
-from trainers.learning import Learning, Policy, Unfit, by_one, configured, finish, finished, learn, team
+from trainers.learning import Learning, Policy, Unfit, by_one, configured, finish, finished, learn, reached, team
 from trainers.leasing import Leases, Supply, check_sync, share
-from trainers.publishing import PATIENCE, Keeping, Publisher, Publishing
+from trainers.publishing import Keeping, Publisher, Publishing
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,7 +98,7 @@ def train(run: GrpoRun) -> Json:
 
 def config_of(service: str, run: str) -> Json:
     """What a run of the service was told."""
-    with Refinery(service, patience=PATIENCE) as refinery:
+    with reached(service) as refinery:
         config: Json = refinery.get(f"/v1/runs/{run}")["config"]
     return config
 

@@ -34,7 +34,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from curation.keys import digest
 from trainers.cache import cache, unfinished, weights_of
-from trainers.client import Json, RefineryError
+from trainers.client import Json, Refinery, RefineryError
 from trainers.provenance import commit, machine
 
 T = TypeVar("T")
@@ -45,7 +45,9 @@ NOTHING: Mapping[str, Any] = {}
 ADAPTERS = "adapter_config.json"
 BESIDE = {"service", "out", "save_every", "report_to", "evaluation"}
 """Parts of the names of what a run may be told otherwise when it goes on."""
-PATIENCE = timedelta(days=1)
+PATIENCE = 600.0
+"""Seconds that a trainer waits for a service that does not answer, one that is started again say."""
+TOGETHER = timedelta(days=1)
 """That processes wait for each other: one of them may be waiting for the service."""
 LIBRARIES = ("trl", "transformers", "torch", "accelerate", "peft", "datasets")
 
@@ -170,7 +172,12 @@ def configured(kind: type[T], **told: Any) -> T:
 def team() -> PartialState:
     """This process among those of the trainer. Those on CPUs find each other only if they are told that they are, and
     all wait while one of them talks to the service."""
-    return PartialState(cpu=not torch.accelerator.is_available(), timeout=PATIENCE)
+    return PartialState(cpu=not torch.accelerator.is_available(), timeout=TOGETHER)
+
+
+def reached(service: str) -> Refinery:
+    """The service, which is waited for where what is asked of it can be asked again."""
+    return Refinery(service, patience=PATIENCE)
 
 
 def by_one(ask: Callable[[], T]) -> T:
@@ -234,15 +241,19 @@ def learn(trainer: Trainer, out: Path, run: Any) -> None:
 
 def newest_checkpoint(out: Path) -> str | None:
     """The newest checkpoint that was written whole; what a killed trainer left half written is removed."""
-    whole = []
-    for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*"):
+    whole = {}
+    for step, folder in checkpoints(out).items():
         try:
             json.loads((folder / TRAINER_STATE_NAME).read_text())  # written last
-            whole.append(folder)
+            whole[step] = folder
         except (OSError, ValueError):
             shutil.rmtree(folder, ignore_errors=True)
-    newest = max(whole, key=lambda folder: int(folder.name.rpartition("-")[2]), default=None)
-    return str(newest) if newest else None
+    return str(whole[max(whole)]) if whole else None
+
+
+def checkpoints(out: Path) -> dict[int, Path]:
+    """Those of TRL by step, also half written ones."""
+    return {int(folder.name.rpartition("-")[2]): folder for folder in out.glob(f"{PREFIX_CHECKPOINT_DIR}-*")}
 
 
 def finish(out: Path, run: Any, result: Json, trainer: Trainer | None = None, **facts: Any) -> Json:

@@ -12,10 +12,9 @@ from typing import Any
 
 from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from trainers.client import Json, Refinery
+from trainers.client import Json
 from trainers.evaluation import Evaluation
-from trainers.learning import Unfit, by_one, identity
-from trainers.publishing import PATIENCE
+from trainers.learning import Unfit, by_one, identity, reached
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +48,7 @@ class Leases(TrainerCallback):
 
     def _rows(self, groups: int, key: str) -> list[Json]:
         supply = self.supply
-        with Refinery(supply.service, patience=PATIENCE) as refinery:
+        with reached(supply.service) as refinery:
             lease = refinery.lease(
                 supply.run,
                 groups,
@@ -70,7 +69,7 @@ class Leases(TrainerCallback):
 
     def _acknowledge(self) -> None:
         if self._open:
-            with Refinery(self.supply.service, patience=PATIENCE) as refinery:
+            with reached(self.supply.service) as refinery:
                 for lease in self._open:
                     refinery.acknowledge(lease)
         self._open.clear()

@@ -14,11 +14,8 @@ from transformers import Trainer, TrainerCallback, TrainerControl, TrainerState,
 
 from curation.keys import digest
 from trainers.cache import weights_of
-from trainers.client import Json, Refinery
-from trainers.learning import by_one, identity
-
-PATIENCE = 600.0
-"""Seconds that a trainer waits for a service that does not answer, one that is started again say."""
+from trainers.client import Json, Refinery, RefineryError
+from trainers.learning import by_one, identity, reached
 
 
 class Publisher:
@@ -29,6 +26,8 @@ class Publisher:
         self._service = service
         self._named = policy
         self._out = out.resolve()
+        self._latest: tuple[int, Json] | None = None
+        """Step, and what came of publishing it: the last one of a run is asked for again at its end."""
 
     @property
     def policy(self) -> str:
@@ -44,9 +43,11 @@ class Publisher:
         run, if it was that far before it was killed. Every process of the trainer calls it; one talks to the
         service."""
         step = trainer.state.global_step
-        saved = self._folder / "unfinished"
-        trainer.save_model(str(saved))
-        return by_one(lambda: self._bring(saved, step))
+        if self._latest is None or self._latest[0] != step:
+            saved = self._folder / "unfinished"
+            trainer.save_model(str(saved))
+            self._latest = step, by_one(lambda: self._bring(saved, step))
+        return self._latest[1]
 
     def _bring(self, saved: Path, step: int) -> Json:
         weights = digest(*weights_of(saved))
@@ -55,7 +56,7 @@ class Publisher:
             shutil.rmtree(saved)
         else:
             saved.rename(folder)
-        with Refinery(self._service, patience=PATIENCE) as refinery:
+        with reached(self._service) as refinery:
             published = self._publish(refinery, folder, step, digest(folder, weights))
             live = Path(self._live(refinery)["checkpoint"])  # what the service loads when it is started again
         for old in set(self._folder.glob("step-*")) - {folder, live}:
@@ -77,7 +78,7 @@ class Publisher:
             self.publish(trainer)
 
     def _samples_from(self, start: str) -> bool:
-        with Refinery(self._service, patience=PATIENCE) as refinery:
+        with reached(self._service) as refinery:
             live = self._live(refinery)
         known = live["checkpoint"]
         return self._is_ours(live) or known in {start, str(Path(start).resolve())} or known.partition("@")[0] == start
@@ -93,8 +94,11 @@ class Publisher:
 def publish_checkpoint(refinery: Refinery, policy: str, checkpoint: str, step: int, key: str) -> Json:
     """Makes a checkpoint the next version of a policy, or the first of a new one; once for a key."""
     body: Json = {"checkpoint": checkpoint, "step": step}
-    if policy in [known["name"] for known in refinery.get("/v1/policies")]:
+    try:
         return refinery.once(f"/v1/policies/{policy}/versions", body, key=key)
+    except RefineryError as error:
+        if error.code != "policy_not_found":
+            raise
     return refinery.once("/v1/policies", body | {"name": policy}, key=key)
 
 

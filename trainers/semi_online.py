@@ -22,7 +22,7 @@ from trainers.client import Json
 from trainers.dpo import weighted
 from trainers.evaluation import Evaluation, Examiner
 from trainers.grpo import config_of
-from trainers.learning import Learning, Policy, Unfit, by_one, configured, finish, finished, learn, team
+from trainers.learning import Learning, Policy, Unfit, by_one, checkpoints, configured, finish, finished, learn, team
 from trainers.leasing import Leases, Supply, check_sync, share
 from trainers.publishing import Publisher, Publishing
 
@@ -202,8 +202,7 @@ class KeptReference(TrainerCallback):
         if state.global_step % self._every:
             return
         self._trainer.save_model(str(self._of_step(state.global_step)))
-        saved = sorted(int(folder.name.rpartition("-")[2]) for folder in self._folder.parent.glob("checkpoint-*"))
-        needed = (saved[0] if saved else 0) // self._every * self._every
+        needed = min(checkpoints(self._folder.parent), default=0) // self._every * self._every
         if self._trainer.is_world_process_zero():
             for old in self._folder.iterdir():
                 if int(old.name) < needed:
