@@ -23,6 +23,7 @@ from service.api import (
     sql,
     workers,
 )
+from service.api.gate import Gate
 from service.parts import Parts
 
 ROUTES = (
@@ -52,6 +53,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             yield {"parts": parts}
 
     app = FastAPI(title="Rollout Refinery", version="1", lifespan=lifespan)
+    app.add_middleware(Gate)
     for module in ROUTES:
         app.include_router(module.router)
     errors.install(app)

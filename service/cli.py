@@ -16,7 +16,8 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from service import store_verbs
+from service import key_verbs, store_verbs
+from service.access import Keyring, refuse_open_door
 from service.engines.addresses import parse_worker
 from service.sending import SendingFiles
 from service.settings import EngineChoice, ReloadMode, Settings
@@ -26,6 +27,7 @@ from service.verifiers.declared import parse_declared
 def register(app: typer.Typer) -> None:
     app.command()(serve)
     app.add_typer(store_verbs.app, name="store")
+    app.add_typer(key_verbs.app, name="keys")
 
 
 def serve(
@@ -49,6 +51,12 @@ def serve(
     unsafe_local_code: Annotated[
         bool | None, typer.Option("--unsafe-local-code", help="Run programs under test without a sandbox.")
     ] = None,
+    allow_host: Annotated[
+        list[str] | None, typer.Option(help="Name of this machine that clients without keys may call it by.")
+    ] = None,
+    unsafe_no_keys: Annotated[
+        bool | None, typer.Option("--unsafe-no-keys", help="Serve on any address without asking for keys.")
+    ] = None,
     engine_args: Annotated[list[str] | None, typer.Argument(help="After --: arguments for the engine.")] = None,
 ) -> None:
     """Runs the service until it is interrupted.
@@ -70,6 +78,8 @@ def serve(
             "verifier": tuple(map(parse_declared, verifier)) if verifier else None,
             "code_python": code_python,
             "unsafe_local_code": unsafe_local_code,
+            "allow_host": tuple(allow_host) if allow_host else None,
+            "unsafe_no_keys": unsafe_no_keys,
             "engine_args": tuple(engine_args) if engine_args else None,
         }
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
@@ -87,6 +97,7 @@ def _run(settings: Settings) -> None:
     from service.stages import Refused, StageError
 
     async def run() -> None:
+        refuse_open_door(Keyring(settings.data), settings.host, unsafe=settings.unsafe_no_keys)
         # Opened before the server starts, so that what is wrong with data or policy is one line and no traceback.
         async with open_parts(settings) as parts:
             await _server(create_app(lambda: nullcontext(parts)), settings)

@@ -107,6 +107,10 @@ class Cancelled(Exception):
         self.result = result
 
 
+def no_job(job_id: str) -> NotFound:
+    return NotFound("job_not_found", f"there is no job {job_id!r}")
+
+
 class JobBoard:
     """Runs jobs, one at a time per run."""
 
@@ -146,7 +150,7 @@ class JobBoard:
 
     def get(self, job_id: str) -> Job:
         if job_id not in self._jobs:
-            raise NotFound("job_not_found", f"there is no job {job_id!r}")
+            raise no_job(job_id)
         return self._jobs[job_id]
 
     def find(self, job_id: str) -> Job | None:

@@ -14,6 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from service.access import Keyring
 from service.checkpoints import fetch, named
 from service.collect import Verify
 from service.engines.addresses import Kind
@@ -110,6 +111,7 @@ class Parts:
     freezer: Freezer
     leasing: Leasing
     console: Console
+    keyring: Keyring
     now: Callable[[], datetime]
 
     @property
@@ -211,7 +213,8 @@ async def open_parts(
         await leasing.resume()
         console = _console(settings, store)
         closing.push_async_callback(console.close)
-        yield Parts(settings, store, engines, panel, jobs, _freezer(settings, store, now), leasing, console, now)
+        freezer, keyring = _freezer(settings, store, now), Keyring(settings.data)
+        yield Parts(settings, store, engines, panel, jobs, freezer, leasing, console, keyring, now)
 
 
 def _console(settings: Settings, store: Store) -> Console:

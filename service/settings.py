@@ -91,7 +91,14 @@ class Settings(BaseSettings):
     sql_memory_mib: int = Field(1024, ge=128)
     """That one may use."""
     body_mib: int = Field(256, ge=1)
-    """Largest request body."""
+    """Largest body of rows, packed or not; any other body has at most 16."""
+    bodies_mib: int = Field(512, ge=1)
+    """Of all request bodies at once; what comes beyond waits. What is made of them takes several times as much."""
+    unsafe_no_keys: bool = False
+    """Serve on any address without keys: whoever reaches it may do everything. For a container, say, whose port is
+    published on a loopback address only."""
+    allow_host: tuple[str, ...] = ()
+    """Names of this machine that clients without keys may call it by, beside localhost and IP addresses."""
 
     @property
     def dataset_root(self) -> Path:

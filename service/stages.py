@@ -9,6 +9,9 @@
     └── HubFailed         pushing: no network, no right to
 
     Refused               the request cannot be carried out, and nothing was changed
+    ├── Unknown           whoever asks did not say who it is, or is nobody we know
+    ├── Forbidden         whoever asks may not
+    ├── Overloaded        not now: later
     ├── NotFound
     ├── Gone              there was such a thing
     ├── Conflict          it contradicts what is already there
@@ -52,6 +55,18 @@ class Refused(Exception):
         """Stable, for programs."""
         self.extra = extra
         """More members of the problem document."""
+
+
+class Unknown(Refused):
+    """Whoever asks did not say who it is, or is nobody we know."""
+
+
+class Forbidden(Refused):
+    """Whoever asks may not."""
+
+
+class Overloaded(Refused):
+    """Too much at once: the same later."""
 
 
 class Gone(Refused):

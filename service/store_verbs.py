@@ -1,5 +1,6 @@
 """``refinery store``: check, compact, back up and restore a data folder, or the one of a running service."""
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -56,8 +57,8 @@ def backup(file: Path, data: DataFolder = None, service: ServiceUrl = DEFAULT_SE
     unfinished = file.with_name(f"{file.name}.part")
     with _failing(), unfinished.open("wb") as tar:
         if data is None:
-            with httpx2.stream("GET", f"{service}/v1/store/backup", timeout=None) as answer:
-                answer.raise_for_status()
+            with httpx2.stream("GET", f"{service}/v1/store/backup", headers=_key(), timeout=None) as answer:
+                _accepted(answer)
                 for chunk in answer.iter_raw():
                     tar.write(chunk)
         else:
@@ -109,9 +110,25 @@ def _existing(data: Path) -> Path:
 
 
 def _call(method: str, url: str) -> httpx2.Response:
-    answer = httpx2.request(method, url, timeout=None)
-    answer.raise_for_status()
+    answer = httpx2.request(method, url, headers=_key(), timeout=None)
+    _accepted(answer)
     return answer
+
+
+def _key() -> dict[str, str]:
+    key = os.environ.get("REFINERY_API_KEY")
+    return {"authorization": f"Bearer {key}"} if key else {}
+
+
+def _accepted(answer: httpx2.Response) -> None:
+    """Raises HTTPError with the service's own words."""
+    if answer.status_code >= 400:
+        answer.read()
+        try:
+            told = answer.json()["detail"]
+        except (ValueError, KeyError):
+            told = answer.reason_phrase
+        raise httpx2.HTTPError(f"{answer.request.url}: {told}")
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """The service's REST API from Python: sync and thin."""
 
 import json
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ AGAIN_SECONDS = 2.0
 LEASE_WAIT_SECONDS = 30.0
 """That the service keeps a request for a lease until there are enough groups."""
 DEFAULT_SERVICE = "http://127.0.0.1:8700"
+KEY_VARIABLE = "REFINERY_API_KEY"
 
 
 class RefineryError(Exception):
@@ -35,11 +37,15 @@ class RefineryError(Exception):
 class Refinery:
     """One service. Use it as a context manager, or call `close`."""
 
-    def __init__(self, url: str = DEFAULT_SERVICE, *, timeout: float = 600.0, patience: float = 0.0) -> None:
-        """`patience` is how many seconds what can be asked again is, while nobody answers."""
+    def __init__(
+        self, url: str = DEFAULT_SERVICE, *, key: str | None = None, timeout: float = 600.0, patience: float = 0.0
+    ) -> None:
+        """The API key is that of ``REFINERY_API_KEY`` unless one is given. `patience` is how many seconds what can be
+        asked again is, while nobody answers."""
         self.url = url.rstrip("/")
+        self.headers = authorization(key)
         self._patience = patience
-        self._http = httpx2.Client(base_url=self.url, timeout=timeout, follow_redirects=True)
+        self._http = httpx2.Client(base_url=self.url, headers=self.headers, timeout=timeout, follow_redirects=True)
 
     def __enter__(self) -> Self:
         return self
@@ -185,6 +191,12 @@ class Refinery:
         except httpx2.TransportError as error:
             detail = f"the service at {self.url} broke off: {error}"
             raise RefineryError(0, {"code": "broke_off", "detail": detail}) from None
+
+
+def authorization(key: str | None = None) -> dict[str, str]:
+    """The header that says who asks: the key, or that of ``REFINERY_API_KEY``; nothing where there is none."""
+    sent = key or os.environ.get(KEY_VARIABLE)
+    return {"authorization": f"Bearer {sent}"} if sent else {}
 
 
 def _problem(response: httpx2.Response) -> Json:

@@ -1,7 +1,7 @@
 """The pairs that DPO learns from: fetched once, known by their sha256, mixed by weight, and never cut in silence."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +13,8 @@ from datasets.exceptions import DatasetGenerationError
 from trl.data_utils import apply_chat_template, is_conversational
 
 from trainers.cache import cache, sha256_of, unfinished
-from trainers.client import Refinery
-from trainers.learning import Policy, Unfit
+from trainers.client import Refinery, authorization
+from trainers.learning import NOTHING, Policy, Unfit
 
 BLOCK = 2**20
 COLUMNS = ("prompt", "chosen", "rejected")
@@ -41,17 +41,18 @@ class Fetched:
 def fetch(source: Source, service: str) -> list[Fetched]:
     """The files of a source, each known by its sha256. Raises Unfit for one that is not what it should be."""
     if "@" not in source.name or "/" in source.name or Path(source.name).exists():
-        return [_fetched(source.name)]
+        is_ours = source.name.startswith(f"{service.rstrip('/')}/")
+        return [_fetched(source.name, headers=authorization() if is_ours else {})]
     with Refinery(service) as refinery:
         found = refinery.get(f"/v1/datasets/{source.name}")
     files = found["manifest"]["files"]
     train = sorted(name for name in files if name.startswith("train") and name.endswith(".parquet"))
     if not train:
         raise Unfit(f"dataset {source.name} has no train split")
-    return [_fetched(refinery.url + found["urls"][name], files[name]["sha256"]) for name in train]
+    return [_fetched(refinery.url + found["urls"][name], files[name]["sha256"], refinery.headers) for name in train]
 
 
-def _fetched(url: str, sha256: str | None = None) -> Fetched:
+def _fetched(url: str, sha256: str | None = None, headers: Mapping[str, str] = NOTHING) -> Fetched:
     """Downloaded, unless it is a file of this machine or is here already. `sha256` is what it has to be."""
     if not urlsplit(url).scheme:
         if not Path(url).is_file():
@@ -59,9 +60,10 @@ def _fetched(url: str, sha256: str | None = None) -> Fetched:
         return Fetched(url, Path(url), sha256_of(Path(url)))
     folder, suffix = cache("pairs"), Path(urlsplit(url).path).suffix
     if sha256 is None or not (folder / f"{sha256}{suffix}").exists():
+        options = {"client_kwargs": {"headers": dict(headers)}} if headers else {}
         with unfinished(folder) as file:
             try:
-                with fsspec.open(url, "rb") as remote, file.open("wb") as local:
+                with fsspec.open(url, "rb", **options) as remote, file.open("wb") as local:
                     shutil.copyfileobj(remote, local, BLOCK)
             except Exception as error:  # noqa: BLE001 - each protocol has errors of its own
                 raise Unfit(f"{url} cannot be fetched: {type(error).__name__}: {error}") from None

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from curation.choice import reason_of
 from curation.parquet import UNREADABLE, TooMuch, rows_in
-from service.api.errors import TooLarge
+from service.api.gate import Body, too_large
 from service.stages import Invalid
 
 CODINGS = ("gzip", "zstd")
@@ -69,16 +69,18 @@ def rows_rejected(rejected: list[dict[str, Any]], of: int) -> Invalid:
 
 
 async def _read(request: Request, limit_bytes: int) -> bytes:
-    body = bytearray()
-    async for chunk in request.stream():
-        body += chunk
-        if len(body) > limit_bytes:
-            raise _too_large(limit_bytes)
+    body = await request.body()
     coding = request.headers.get("content-encoding", "identity").strip().lower()
-    return bytes(body) if coding == "identity" else await asyncio.to_thread(_unpacked, body, coding, limit_bytes)
+    if coding == "identity":
+        return body
+    held: Body = request.state.body
+    await held.hold(limit_bytes)  # what it may become
+    unpacked = await asyncio.to_thread(_unpacked, body, coding, limit_bytes)
+    held.let_go(limit_bytes - len(unpacked))
+    return unpacked
 
 
-def _unpacked(body: bytearray, coding: str, limit_bytes: int) -> bytes:
+def _unpacked(body: bytes, coding: str, limit_bytes: int) -> bytes:
     """Never more than the limit, however small it was packed."""
     if coding not in CODINGS:
         raise Invalid("unknown_content_encoding", f"Content-Encoding {coding!r} is none of {', '.join(CODINGS)}")
@@ -88,12 +90,8 @@ def _unpacked(body: bytearray, coding: str, limit_bytes: int) -> bytes:
     except OSError as error:
         raise Invalid("not_unpacked", f"the body cannot be unpacked as {coding}: {error}") from None
     if len(unpacked) > limit_bytes:
-        raise _too_large(limit_bytes)
+        raise too_large(limit_bytes)
     return unpacked
-
-
-def _too_large(limit_bytes: int) -> TooLarge:
-    return TooLarge("body_too_large", f"the body is larger than {limit_bytes >> 20} MiB; send it in parts")
 
 
 def _parse(content_type: str, body: bytes, limit_bytes: int) -> Iterator[Any]:
@@ -134,6 +132,6 @@ def _parquet(body: bytes, limit_bytes: int) -> Iterator[Any]:
     try:
         yield from rows_in(io.BytesIO(body), limit_bytes)
     except TooMuch:
-        raise _too_large(limit_bytes) from None
+        raise too_large(limit_bytes) from None
     except UNREADABLE as error:
         raise Invalid("not_parquet", f"the body is not readable as Parquet: {error}") from None

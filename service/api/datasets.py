@@ -14,7 +14,17 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
 from curation.keys import digest
-from service.api.routes import IdempotencyKey, PartsDep, job_name
+from service.api.routes import (
+    ADMINISTERS,
+    OWN_READS,
+    OWN_WRITES,
+    READS,
+    CallerDep,
+    IdempotencyKey,
+    PartsDep,
+    job_name,
+    refuse_others,
+)
 from service.api.wire import DatasetIn, DatasetOut, JobOut, RowsOut
 from service.explaining import explain
 from service.hub import PushRequest, hub_of_environment
@@ -22,6 +32,7 @@ from service.jobs import JobKind
 from service.parts import Parts
 from service.stages import Gone, Invalid, NotFound, StoreFailed
 from service.store.datasets import DatasetVersion
+from service.store.prompts import no_prompts
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 LATEST = "latest"
@@ -33,25 +44,26 @@ class FrozenFile(FileResponse):
     chunk_size = 2**20  # each costs a trip to a thread
 
 
-@router.post("", status_code=201)
-async def freeze_dataset(body: DatasetIn, parts: PartsDep) -> DatasetOut:
+@router.post("", status_code=201, dependencies=[OWN_WRITES])
+async def freeze_dataset(body: DatasetIn, parts: PartsDep, caller: CallerDep) -> DatasetOut:
     """Freezes what a recipe makes of its runs as the next version of the name; while these runs stand still the same
     recipe is the same version."""
+    refuse_others(caller, body.name, *body.recipe.runs)
     return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe))
 
 
-@router.get("")
-async def list_datasets(parts: PartsDep) -> list[DatasetOut]:
-    return [DatasetOut.of(dataset) for dataset in await parts.store.datasets.versions()]
+@router.get("", dependencies=[OWN_READS])
+async def list_datasets(parts: PartsDep, caller: CallerDep) -> list[DatasetOut]:
+    return [DatasetOut.of(one) for one in await parts.store.datasets.versions() if caller.reaches(one.name)]
 
 
-@router.get("/{name}@{version}", response_model=DatasetOut)
+@router.get("/{name}@{version}", response_model=DatasetOut, dependencies=[READS])
 async def get_version(name: str, version: str, parts: PartsDep) -> Any:
     dataset = await find(name, version, parts, deleted=True)
     return pinned(dataset) if version == LATEST else DatasetOut.of(dataset)
 
 
-@router.delete("/{name}@{version}")
+@router.delete("/{name}@{version}", dependencies=[ADMINISTERS])
 async def delete_version(
     name: str, version: int, parts: PartsDep, reason: Annotated[str, Query(max_length=1000)] = ""
 ) -> DatasetOut:
@@ -59,7 +71,7 @@ async def delete_version(
     return DatasetOut.of(await parts.freezer.delete(name, version, reason))
 
 
-@router.get("/{name}@{version}/rows", response_model=RowsOut)
+@router.get("/{name}@{version}/rows", response_model=RowsOut, dependencies=[READS])
 async def get_rows(
     name: str,
     version: str,
@@ -74,9 +86,14 @@ async def get_rows(
     return await asyncio.to_thread(_rows, shards_of(dataset, split, parts), offset, length)
 
 
-@router.get("/{name}@{version}/explain", response_model=dict[str, Any])
+@router.get("/{name}@{version}/explain", response_model=dict[str, Any], dependencies=[READS])
 async def explain_prompt(
-    name: str, version: str, parts: PartsDep, prompt_id: str | None = None, group_id: str | None = None
+    name: str,
+    version: str,
+    parts: PartsDep,
+    caller: CallerDep,
+    prompt_id: str | None = None,
+    group_id: str | None = None,
 ) -> Any:
     """Why a prompt, or the prompt of a group, is or is not in the dataset: every visit with its decision and the number
     drawn, every group with the recipe's steps, the rows it gave, and what was left out and why."""
@@ -89,11 +106,14 @@ async def explain_prompt(
     if prompt_id is None:
         prompt_id = (await parts.store.groups.get(str(group_id)))[0]["prompt_id"]
     folder = parts.dataset_root / dataset.dataset_id
-    return await explain(dataset, str(prompt_id), folder=folder, judged=parts.store.judged, prompts=parts.store.prompts)
+    told = await explain(dataset, str(prompt_id), folder=folder, judged=parts.store.judged, prompts=parts.store.prompts)
+    if caller.names and not told["visits"]:
+        raise no_prompts([str(prompt_id)])  # it may be another run's
+    return told
 
 
-@router.head("/{name}@{version}/{split}.arrow", include_in_schema=False)
-@router.get("/{name}@{version}/{split}.arrow", response_class=StreamingResponse)
+@router.head("/{name}@{version}/{split}.arrow", include_in_schema=False, dependencies=[READS])
+@router.get("/{name}@{version}/{split}.arrow", response_class=StreamingResponse, dependencies=[READS])
 async def get_arrow(name: str, version: str, split: str, request: Request, parts: PartsDep) -> Response:
     """The split as an Arrow stream, made of its Parquet files while it is read: no Range."""
     dataset = await find(name, version, parts)
@@ -106,7 +126,7 @@ async def get_arrow(name: str, version: str, split: str, request: Request, parts
     return StreamingResponse(_arrow(paths), media_type="application/vnd.apache.arrow.stream", headers=headers)
 
 
-@router.post("/{name}@{version}/push", status_code=202)
+@router.post("/{name}@{version}/push", status_code=202, dependencies=[ADMINISTERS])
 async def push_dataset(
     name: str, version: str, body: PushRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
 ) -> JobOut:
@@ -119,8 +139,8 @@ async def push_dataset(
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUSH, name, asked))
 
 
-@router.head("/{name}@{version}/{file}", include_in_schema=False)
-@router.get("/{name}@{version}/{file}", response_class=FileResponse)
+@router.head("/{name}@{version}/{file}", include_in_schema=False, dependencies=[READS])
+@router.get("/{name}@{version}/{file}", response_class=FileResponse, dependencies=[READS])
 async def get_file(name: str, version: str, file: str, request: Request, parts: PartsDep) -> Response:
     """``{split}.parquet`` or ``{split}.jsonl``, and of a large split its parts, as the manifest names them: honours
     Range and If-None-Match; the bytes never change."""
@@ -134,7 +154,7 @@ async def get_file(name: str, version: str, file: str, request: Request, parts: 
     return FrozenFile(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
 
 
-@router.get("/{name}")
+@router.get("/{name}", dependencies=[READS])
 async def get_dataset(name: str, parts: PartsDep) -> list[DatasetOut]:
     """All versions, oldest first."""
     return [DatasetOut.of(dataset) for dataset in await parts.store.datasets.versions(name)]

@@ -9,7 +9,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import PlainTextResponse
 
 from service.api.datasets import LATEST, find, pinned, shards_of
-from service.api.routes import PartsDep
+from service.api.routes import READS, CallerDep, PartsDep, refuse_others
 from service.cards import card, croissant
 from service.diffing import diff
 from service.parts import Parts
@@ -20,8 +20,8 @@ from service.store.datasets import DatasetVersion
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
-@router.head("/{name}@{version}/statistics", include_in_schema=False)
-@router.get("/{name}@{version}/statistics", response_model=dict[str, Any])
+@router.head("/{name}@{version}/statistics", include_in_schema=False, dependencies=[READS])
+@router.get("/{name}@{version}/statistics", response_model=dict[str, Any], dependencies=[READS])
 async def get_statistics(name: str, version: str, parts: PartsDep, split: str = "train") -> Any:
     """What the columns of a split hold, shaped like the Hugging Face dataset viewer's ``/statistics``."""
     dataset = await find(name, version, parts)
@@ -30,8 +30,8 @@ async def get_statistics(name: str, version: str, parts: PartsDep, split: str = 
     return await asyncio.to_thread(statistics, shards_of(dataset, split, parts))
 
 
-@router.head("/{name}@{version}/card", include_in_schema=False)
-@router.get("/{name}@{version}/card", response_class=PlainTextResponse)
+@router.head("/{name}@{version}/card", include_in_schema=False, dependencies=[READS])
+@router.get("/{name}@{version}/card", response_class=PlainTextResponse, dependencies=[READS])
 async def get_card(name: str, version: str, parts: PartsDep) -> Any:
     """The dataset card: what is in it, how it was made and what became of the groups."""
     dataset = await find(name, version, parts)
@@ -40,8 +40,8 @@ async def get_card(name: str, version: str, parts: PartsDep) -> Any:
     return PlainTextResponse(card(dataset), media_type="text/markdown")
 
 
-@router.head("/{name}@{version}/croissant", include_in_schema=False)
-@router.get("/{name}@{version}/croissant", response_model=dict[str, Any])
+@router.head("/{name}@{version}/croissant", include_in_schema=False, dependencies=[READS])
+@router.get("/{name}@{version}/croissant", response_model=dict[str, Any], dependencies=[READS])
 async def get_croissant(name: str, version: str, request: Request, parts: PartsDep) -> Any:
     """The same for machines, in JSON-LD (Croissant 1.0)."""
     dataset = await find(name, version, parts)
@@ -51,9 +51,13 @@ async def get_croissant(name: str, version: str, request: Request, parts: PartsD
     return croissant(dataset, f"{str(request.base_url).rstrip('/')}/v1/datasets/{name}@{version}", columns)
 
 
-@router.get("/{name}@{version}/diff", response_model=dict[str, Any])
+@router.get("/{name}@{version}/diff", response_model=dict[str, Any], dependencies=[READS])
 async def get_diff(
-    name: str, version: str, parts: PartsDep, other: Annotated[str, Query(description="NAME@VERSION.")]
+    name: str,
+    version: str,
+    parts: PartsDep,
+    caller: CallerDep,
+    other: Annotated[str, Query(description="NAME@VERSION.")],
 ) -> Any:
     """What this and another dataset have in common: rows, prompts, and what differs in their recipes."""
     dataset = await find(name, version, parts)
@@ -62,6 +66,7 @@ async def get_diff(
     other_name, at, other_version = other.rpartition("@")
     if not at:
         raise Invalid("bad_version", f"{other!r} is no NAME@VERSION")
+    refuse_others(caller, other_name)
     against = await find(other_name, other_version, parts)
     files = [_splits(each, parts) for each in (dataset, against)]
     return await asyncio.to_thread(diff, dataset, against, files)

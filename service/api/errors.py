@@ -9,16 +9,20 @@ from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
+from service.access import KeysUnreadable
 from service.sql.console import Busy, SqlFailed, TimedOut
 from service.stages import (
     Conflict,
     EngineFailed,
+    Forbidden,
     Gone,
     Invalid,
     NotFound,
+    Overloaded,
     Refused,
     StageError,
     StoreFailed,
+    Unknown,
     VerifierFailed,
 )
 
@@ -27,10 +31,17 @@ class TooLarge(Refused):
     """The body is over the limit."""
 
 
+class TooSlow(Refused):
+    """The body does not come."""
+
+
 STATUS: dict[type[Exception], int] = {
     Refused: 400,
+    Unknown: 401,
+    Forbidden: 403,
     NotFound: 404,
     Conflict: 409,
+    TooSlow: 408,
     Gone: 410,
     TooLarge: 413,
     Invalid: 422,
@@ -38,6 +49,8 @@ STATUS: dict[type[Exception], int] = {
     EngineFailed: 503,
     VerifierFailed: 503,
     StoreFailed: 503,
+    KeysUnreadable: 503,
+    Overloaded: 503,
     SqlFailed: 503,
     TimedOut: 408,
     Busy: 429,
@@ -57,15 +70,23 @@ def problem(status: int, code: str, detail: str, **extra: Any) -> JSONResponse:
     )
 
 
-async def _refused(_: Request, error: Exception) -> JSONResponse:
-    assert isinstance(error, Refused)
-    return problem(status_of(error), error.code, str(error), **error.extra)
+def answer_to(error: Refused | StageError) -> JSONResponse:
+    """The problem document of an error that has a name."""
+    if isinstance(error, StageError):
+        name = type(error).__name__
+        code = "".join("_" + c.lower() if c.isupper() else c for c in name).strip("_")
+        return problem(status_of(error), code, str(error))
+    answer = problem(status_of(error), error.code, str(error), **error.extra)
+    if isinstance(error, Unknown):
+        answer.headers["www-authenticate"] = "Bearer"
+    if "retry_after" in error.extra:
+        answer.headers["retry-after"] = str(error.extra["retry_after"])
+    return answer
 
 
-async def _stage_error(_: Request, error: Exception) -> JSONResponse:
-    name = type(error).__name__
-    code = "".join("_" + c.lower() if c.isupper() else c for c in name).strip("_")
-    return problem(status_of(error), code, str(error))
+async def _named(_: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, Refused | StageError)
+    return answer_to(error)
 
 
 async def _unreadable(_: Request, error: Exception) -> JSONResponse:
@@ -81,8 +102,8 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
 
 
 def install(app: FastAPI) -> None:
-    app.add_exception_handler(Refused, _refused)
-    app.add_exception_handler(StageError, _stage_error)
+    app.add_exception_handler(Refused, _named)
+    app.add_exception_handler(StageError, _named)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(ValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _http)

@@ -14,7 +14,7 @@ from curation.choice import reason_of
 from curation.foreign import Format, MappingChange, group_of, joined, mapping_of
 from curation.recorded import RECORDED, GroupIn, Numbered
 from service.api.bodies import rows_rejected, sift_rows
-from service.api.routes import Cursor, Limit, PartsDep
+from service.api.routes import OWN_READS, OWN_WRITES, CallerDep, Cursor, Limit, PartsDep, limits, refuse_others
 from service.api.wire import (
     GroupDetailOut,
     GroupOut,
@@ -28,30 +28,37 @@ from service.api.wire import (
 from service.importing import import_groups, prompt_of
 from service.run_config import NAME
 from service.stages import Invalid
+from service.store.groups import no_group
 from service.verifiers.panel import Panel
 
 router = APIRouter(prefix="/v1", tags=["groups"])
 
 
-@router.get("/groups")
+@router.get("/groups", dependencies=[OWN_READS])
 async def list_groups(
     parts: PartsDep,
+    caller: CallerDep,
     run: str | None = None,
     informative: bool | None = None,
     cursor: Cursor = None,
     limit: Limit = 100,
 ) -> Page[GroupOut]:
-    """Groups in the order they were stored, without their rollouts."""
+    """Groups in the order they were stored, without their rollouts; of all runs only for a key without limits."""
+    if run is None and caller.names:
+        raise Invalid("run_missing", f"key {caller.name!r} is limited to {limits(caller)}: name a run")
     if run is not None:
+        refuse_others(caller, run)
         await parts.store.runs.get(run)
     rows = await parts.store.groups.page(run=run, informative=informative, after=decode_cursor(cursor, 0), limit=limit)
     return Page.of([GroupOut.of(row) for row in rows], limit, rows[-1]["seq"] if rows else None)
 
 
-@router.get("/groups/{group_id}")
-async def get_group(group_id: str, parts: PartsDep) -> GroupDetailOut:
+@router.get("/groups/{group_id}", dependencies=[OWN_READS])
+async def get_group(group_id: str, parts: PartsDep, caller: CallerDep) -> GroupDetailOut:
     """A group with all its rollouts."""
     group, rollouts = await parts.store.groups.get(group_id)
+    if not caller.reaches(group["run"]):
+        raise no_group(group_id)
     members = [RolloutOut(**{key: row[key] for key in RolloutOut.model_fields}) for row in rollouts]
     rescores = [RescoreOut(**row) for row in await parts.store.verdicts.of_group(group_id)]
     return GroupDetailOut(**GroupOut.of(group).model_dump(), members=members, rescores=rescores)
@@ -88,10 +95,11 @@ async def _judgeable(groups: Sequence[Numbered], panel: Panel) -> tuple[list[Gro
     return [one.group for one, p in zip(spelled, prompts, strict=True) if p.id not in faults], rejected
 
 
-@router.post("/rollouts/import", status_code=201)
+@router.post("/rollouts/import", status_code=201, dependencies=[OWN_WRITES])
 async def import_rollouts(
     request: Request,
     parts: PartsDep,
+    caller: CallerDep,
     run: Annotated[str, Query(pattern=NAME)],
     change: Annotated[MappingChange, Depends(_change)],
     format: Format = Format.NATIVE,
@@ -101,6 +109,7 @@ async def import_rollouts(
     those of another system by its `format`, as a JSON list, NDJSON or Parquet. They are verified by us, or, with the
     verifier `recorded`, the labels that they came with are taken. One bad row and nothing is stored, or with
     `keep_good` the others are; known groups are counted."""
+    refuse_others(caller, run)
     try:
         mapping = mapping_of(format, change)
     except ValueError as error:

@@ -1,14 +1,15 @@
 """/v1/jobs"""
 
 from collections.abc import AsyncIterator
+from itertools import islice
 from typing import Annotated
 
-from fastapi import APIRouter, Header, Query
+from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
 
-from service.api.routes import PartsDep
+from service.api.routes import OWN_READS, OWN_WRITES, CallerDep, PartsDep
 from service.api.wire import JobEventOut, JobOut
-from service.jobs import Job, JobBoard
+from service.jobs import Job, JobBoard, no_job
 from service.stages import Invalid
 
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
@@ -16,32 +17,42 @@ HEARTBEAT_SECONDS = 15.0
 Wait = Annotated[float, Query(ge=0, le=60, description="Answer at the end of the job, or after so many seconds.")]
 
 
-@router.get("")
-async def list_jobs(parts: PartsDep) -> list[JobOut]:
-    """Newest first."""
-    return [JobOut.of(job) for job in parts.jobs.all()[:1000]]
-
-
-@router.get("/{job_id}")
-async def get_job(job_id: str, parts: PartsDep, wait: Wait = 0) -> JobOut:
+def _own(job_id: str, parts: PartsDep, caller: CallerDep) -> Job:
+    """What is none of the caller's is not there."""
     job = parts.jobs.get(job_id)
+    if not caller.reaches(job.run):
+        raise no_job(job_id)
+    return job
+
+
+JobDep = Annotated[Job, Depends(_own)]
+
+
+@router.get("", dependencies=[OWN_READS])
+async def list_jobs(parts: PartsDep, caller: CallerDep) -> list[JobOut]:
+    """Newest first."""
+    own = (job for job in parts.jobs.all() if caller.reaches(job.run))
+    return [JobOut.of(job) for job in islice(own, 1000)]
+
+
+@router.get("/{job_id}", dependencies=[OWN_READS])
+async def get_job(job: JobDep, parts: PartsDep, wait: Wait = 0) -> JobOut:
     if wait:
         await parts.jobs.wait(job, seconds=wait)
     return JobOut.of(job)
 
 
-@router.delete("/{job_id}", status_code=202)
-async def cancel_job(job_id: str, parts: PartsDep) -> JobOut:
+@router.delete("/{job_id}", status_code=202, dependencies=[OWN_WRITES])
+async def cancel_job(job: JobDep, parts: PartsDep) -> JobOut:
     """Stops asking for more; groups that are sampling are finished and stored."""
-    return JobOut.of(await parts.jobs.cancel(job_id))
+    return JobOut.of(await parts.jobs.cancel(job.id))
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse)
+@router.get("/{job_id}/events", response_class=StreamingResponse, dependencies=[OWN_READS])
 async def stream_events(
-    job_id: str, parts: PartsDep, last_event_id: Annotated[str | None, Header()] = None
+    job: JobDep, parts: PartsDep, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
     """Server-sent events; with ``Last-Event-ID`` those after it. Ends with the final one."""
-    job = parts.jobs.get(job_id)
     try:
         after = int(last_event_id or 0)
     except ValueError:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
 from pydantic import BaseModel
 
-from service.api.routes import PartsDep
+from service.api.routes import ADMINISTERS, PartsDep
 from service.parts import Parts
 from service.store import keeping
 
@@ -45,12 +45,12 @@ class CheckOut(BaseModel):
     """What is wrong, in words; empty if nothing is."""
 
 
-@router.get("")
+@router.get("", dependencies=[ADMINISTERS])
 async def get_store(parts: PartsDep) -> StoreOut:
     return StoreOut.of(parts)
 
 
-@router.post("/compact")
+@router.post("/compact", dependencies=[ADMINISTERS])
 async def compact_store(parts: PartsDep) -> StoreOut:
     """Seals what is hot and merges small segments. It happens by itself, too."""
     await asyncio.to_thread(parts.store.sealer.seal)
@@ -58,13 +58,13 @@ async def compact_store(parts: PartsDep) -> StoreOut:
     return StoreOut.of(parts)
 
 
-@router.get("/check")
+@router.get("/check", dependencies=[ADMINISTERS])
 async def check_store(parts: PartsDep, limit: Annotated[int, Query(ge=1, le=1000)] = 100) -> CheckOut:
     """Reads everything: every segment and dataset against its sha256, and rows against each other."""
     return CheckOut(damages=await asyncio.to_thread(_damages, parts, limit))
 
 
-@router.get("/backup", response_class=StreamingResponse)
+@router.get("/backup", response_class=StreamingResponse, dependencies=[ADMINISTERS])
 async def back_up_store(parts: PartsDep) -> StreamingResponse:
     """A tar of the store and the frozen datasets as they are now, for ``refinery store restore``."""
     store = parts.store

@@ -8,13 +8,13 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.exposition import CONTENT_TYPE_LATEST
 from prometheus_client.registry import Collector
 
-from service.api.routes import PartsDep
+from service.api.routes import READS, PartsDep
 from service.verifiers.panel import Panel
 
 router = APIRouter(tags=["health"])
 
 
-@router.get("/metrics", response_class=Response)
+@router.get("/metrics", response_class=Response, dependencies=[READS])
 async def metrics(parts: PartsDep) -> Response:
     """What the service does, as numbers since it was started."""
     registry = CollectorRegistry()

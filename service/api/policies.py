@@ -2,7 +2,17 @@
 
 from fastapi import APIRouter
 
-from service.api.routes import IdempotencyKey, PartsDep, job_name
+from service.api.routes import (
+    OWN_READS,
+    OWN_WRITES,
+    READS,
+    WRITES,
+    CallerDep,
+    IdempotencyKey,
+    PartsDep,
+    job_name,
+    refuse_others,
+)
 from service.api.wire import JobOut, PolicyIn, PolicyOut
 from service.checkpoints import named
 from service.jobs import JobKind
@@ -13,9 +23,12 @@ from service.stages import Conflict
 router = APIRouter(prefix="/v1/policies", tags=["policies"])
 
 
-@router.post("", status_code=202)
-async def add_policy(body: PolicyIn, parts: PartsDep, idempotency_key: IdempotencyKey = None) -> JobOut:
+@router.post("", status_code=202, dependencies=[OWN_WRITES])
+async def add_policy(
+    body: PolicyIn, parts: PartsDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
+) -> JobOut:
     """Publishes a checkpoint as version 1 of a new policy; the job ends when it is live."""
+    refuse_others(caller, body.name)
     if body.name in await parts.store.policies.names():
         raise Conflict(
             "policy_exists", f"policy {body.name!r} exists; POST /v1/policies/{body.name}/versions publishes to it"
@@ -23,17 +36,18 @@ async def add_policy(body: PolicyIn, parts: PartsDep, idempotency_key: Idempoten
     return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint, step=body.step), parts, idempotency_key)
 
 
-@router.get("")
-async def list_policies(parts: PartsDep) -> list[PolicyOut]:
-    return [PolicyOut.of(await parts.store.policies.versions(name)) for name in await parts.store.policies.names()]
+@router.get("", dependencies=[OWN_READS])
+async def list_policies(parts: PartsDep, caller: CallerDep) -> list[PolicyOut]:
+    names = [name for name in await parts.store.policies.names() if caller.reaches(name)]
+    return [PolicyOut.of(await parts.store.policies.versions(name)) for name in names]
 
 
-@router.get("/{name}")
+@router.get("/{name}", dependencies=[READS])
 async def get_policy(name: str, parts: PartsDep) -> PolicyOut:
     return PolicyOut.of(await parts.store.policies.versions(name))
 
 
-@router.post("/{name}/versions", status_code=202)
+@router.post("/{name}/versions", status_code=202, dependencies=[WRITES])
 async def publish_version(
     name: str, body: PublishRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
 ) -> JobOut:

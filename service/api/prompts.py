@@ -7,7 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from service.api.bodies import read_rows
 from service.api.faults import refuse_faulty
-from service.api.routes import Cursor, Limit, PartsDep
+from service.api.routes import READS, WRITES, Cursor, Limit, PartsDep
 from service.api.wire import (
     Page,
     PromptHistoryOut,
@@ -24,7 +24,7 @@ router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
 SetName = Annotated[str, Query(alias="set", pattern=NAME)]
 
 
-@router.post("", status_code=201)
+@router.post("", status_code=201, dependencies=[WRITES])
 async def add_prompts(request: Request, parts: PartsDep, prompt_set: SetName = "default") -> PromptsAdded:
     """Adds rows ``{prompt, reference, verifier?, metadata?}`` to a prompt set: a JSON list, NDJSON or Parquet.
 
@@ -39,7 +39,7 @@ async def add_prompts(request: Request, parts: PartsDep, prompt_set: SetName = "
     return PromptsAdded(prompt_set=prompt_set, added=result.added, existing=result.existing)
 
 
-@router.get("")
+@router.get("", dependencies=[READS])
 async def list_prompts(
     parts: PartsDep,
     prompt_set: Annotated[str | None, Query(alias="set")] = None,
@@ -50,7 +50,7 @@ async def list_prompts(
     return Page.of([PromptOut.of(p) for p in prompts], limit, prompts[-1].id if prompts else None)
 
 
-@router.get("/{prompt_id}")
+@router.get("/{prompt_id}", dependencies=[READS])
 async def get_prompt(prompt_id: str, parts: PartsDep) -> PromptHistoryOut:
     """The prompt with every visit in every run: decision, probability, reason and rewards."""
     prompt = (await parts.store.prompts.get([prompt_id]))[prompt_id]

@@ -7,7 +7,7 @@ from fastapi import APIRouter
 from pydantic import BaseModel
 
 from curation.replay import Question, compare, document, informative_in
-from service.api.routes import PartsDep
+from service.api.routes import OWN_READS, CallerDep, PartsDep, refuse_others
 from service.stages import Invalid
 
 router = APIRouter(prefix="/v1/replay", tags=["replay"])
@@ -44,9 +44,10 @@ class ReplayOut(BaseModel):
     selectors: list[SummaryOut]
 
 
-@router.post("")
-async def replay_selectors(body: ReplayIn, parts: PartsDep) -> ReplayOut:
+@router.post("", dependencies=[OWN_READS])
+async def replay_selectors(body: ReplayIn, parts: PartsDep, caller: CallerDep) -> ReplayOut:
     """Replays selectors on the groups of a run: visit by visit of each prompt, told only what they would have seen."""
+    refuse_others(caller, body.run)
     config = await parts.store.runs.get(body.run)
     recorded = await parts.store.groups.recorded(body.run)
     if not recorded:

@@ -4,7 +4,17 @@ import asyncio
 
 from fastapi import APIRouter, Response
 
-from service.api.routes import IdempotencyKey, PartsDep, job_name
+from service.api.routes import (
+    OWN_READS,
+    OWN_WRITES,
+    READS,
+    WRITES,
+    CallerDep,
+    IdempotencyKey,
+    PartsDep,
+    job_name,
+    refuse_others,
+)
 from service.api.wire import JobOut, RunOut, spelled_verifier
 from service.harvest import RolloutsRequest, admit
 from service.jobs import JobKind
@@ -15,25 +25,27 @@ from service.stages import Invalid
 router = APIRouter(prefix="/v1/runs", tags=["runs"])
 
 
-@router.post("", status_code=201)
-async def add_run(body: RunConfig, parts: PartsDep, response: Response) -> RunConfig:
+@router.post("", status_code=201, dependencies=[OWN_WRITES])
+async def add_run(body: RunConfig, parts: PartsDep, caller: CallerDep, response: Response) -> RunConfig:
     """Names a configuration. Posting the very same one again answers 200; another one under the name, 409."""
+    inherited = body.inherit.runs if body.inherit else ()
+    refuse_others(caller, body.name, *inherited)
     if body.imported:
         raise Invalid("imported_run", "only POST /v1/rollouts/import makes runs of recorded rollouts")
     await parts.store.policies.versions(body.policy)
-    for earlier in body.inherit.runs if body.inherit else ():
+    for earlier in inherited:
         await parts.store.runs.get(earlier)
     if not await parts.store.runs.add(body, parts.now()):
         response.status_code = 200
     return body
 
 
-@router.get("")
-async def list_runs(parts: PartsDep) -> list[RunConfig]:
-    return await parts.store.runs.all()
+@router.get("", dependencies=[OWN_READS])
+async def list_runs(parts: PartsDep, caller: CallerDep) -> list[RunConfig]:
+    return [run for run in await parts.store.runs.all() if caller.reaches(run.name)]
 
 
-@router.get("/{run}")
+@router.get("/{run}", dependencies=[READS])
 async def get_run(run: str, parts: PartsDep) -> RunOut:
     """Configuration, funnel and informativeness."""
     config = await parts.store.runs.get(run)
@@ -48,7 +60,7 @@ async def get_run(run: str, parts: PartsDep) -> RunOut:
     )
 
 
-@router.post("/{run}/rollouts", status_code=202)
+@router.post("/{run}/rollouts", status_code=202, dependencies=[WRITES])
 async def request_rollouts(
     run: str, body: RolloutsRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
 ) -> JobOut:
@@ -58,7 +70,7 @@ async def request_rollouts(
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))
 
 
-@router.post("/{run}/rescore", status_code=202)
+@router.post("/{run}/rescore", status_code=202, dependencies=[WRITES])
 async def request_rescore(
     run: str, body: RescoreRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
 ) -> JobOut:

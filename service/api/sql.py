@@ -10,7 +10,8 @@ from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.api.routes import PartsDep
+from service.access import Caller
+from service.api.routes import ASKS_SQL, CallerDep, PartsDep
 from service.parts import Parts
 from service.sql.console import Format, Question
 from service.sql.views import NAMES
@@ -50,8 +51,10 @@ class SqlIn(BaseModel):
     """Instead of the header Accept."""
 
 
-@router.post("", response_class=StreamingResponse, responses=ANSWERS)
-async def ask(body: SqlIn, parts: PartsDep, request: Request, accept: Annotated[str, Header()] = "") -> Response:
+@router.post("", response_class=StreamingResponse, responses=ANSWERS, dependencies=[ASKS_SQL])
+async def ask(
+    body: SqlIn, parts: PartsDep, caller: CallerDep, request: Request, accept: Annotated[str, Header()] = ""
+) -> Response:
     """Answers a question about everything that was stored two seconds ago or before. By Accept as JSON, `{columns,
     types, rows, truncated, next}` with a row limit, or whole: as CSV, NDJSON, an Arrow stream or Parquet."""
     chosen = body.format or _format_of(accept)
@@ -65,14 +68,16 @@ async def ask(body: SqlIn, parts: PartsDep, request: Request, accept: Annotated[
         limit=limit,
         offset=int(body.cursor or 0),
         seconds=min(body.timeout_ms / 1000, parts.settings.sql_seconds),
+        runs=await _seen_by(caller, parts),
     )
     return await _answer(question, parts, request)
 
 
-@router.get("", response_class=StreamingResponse, responses=ANSWERS)
+@router.get("", response_class=StreamingResponse, responses=ANSWERS, dependencies=[ASKS_SQL])
 async def ask_by_url(
     q: str,
     parts: PartsDep,
+    caller: CallerDep,
     request: Request,
     limit: Annotated[int | None, Query(ge=0, le=2**53)] = None,
     cursor: Annotated[str | None, Query(pattern="^[0-9]{1,15}$")] = None,
@@ -84,10 +89,10 @@ async def ask_by_url(
     own = {"q", "limit", "cursor", "timeout_ms", "format"}
     params: dict[str, Any] = {name: value for name, value in request.query_params.items() if name not in own}
     body = SqlIn(sql=q, params=params, limit=limit, cursor=cursor, timeout_ms=timeout_ms, format=format)
-    return await ask(body, parts, request, accept)
+    return await ask(body, parts, caller, request, accept)
 
 
-@router.get("/views")
+@router.get("/views", dependencies=[ASKS_SQL])
 async def get_views(parts: PartsDep) -> dict[str, dict[str, str]]:
     """The published views, with the type of each column."""
     sql = " union all ".join(f"select '{view}', column_name, column_type from (describe {view})" for view in NAMES)
@@ -97,6 +102,13 @@ async def get_views(parts: PartsDep) -> dict[str, dict[str, str]]:
     for view, column, kind in told["rows"]:
         described[view][column] = kind
     return described
+
+
+async def _seen_by(caller: Caller, parts: Parts) -> list[str] | None:
+    """The runs whose rows it may see; None for all."""
+    if not caller.names:
+        return None
+    return [run.name for run in await parts.store.runs.all() if caller.reaches(run.name)]
 
 
 def _format_of(accept: str) -> Format:

@@ -167,7 +167,7 @@ class Console:
     async def _child(self) -> AsyncIterator["_Child"]:
         """A process that waits for a question; afterwards it is the next one's, or there is a new one in its place."""
         if self._waiting >= MOST_WAITING:
-            raise Busy("sql_busy", f"{self._waiting} questions wait already: ask again in a moment")
+            raise Busy("sql_busy", f"{self._waiting} questions wait already: ask again in a moment", retry_after=1)
         self._waiting += 1
         try:
             await self._free.acquire()

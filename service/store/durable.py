@@ -14,6 +14,17 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def replace(path: Path, content: bytes, *, mode: int = 0o644) -> None:
+    """The whole file or the one before it, whenever the power goes."""
+    unfinished = path.with_name(f"{path.name}.part")
+    with unfinished.open("wb") as file:
+        os.fchmod(file.fileno(), mode)
+        file.write(content)
+    sync(unfinished)
+    unfinished.rename(path)
+    sync(path.parent)
+
+
 def sha256_of(path: Path) -> str:
     """Of a file, in hex."""
     with path.open("rb") as file:

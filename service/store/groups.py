@@ -63,6 +63,10 @@ class StoredGroup:
         return sum(len(rollout.completion.token_ids_T) for rollout in self.group.rollouts_G)
 
 
+def no_group(group_id: str) -> NotFound:
+    return NotFound("group_not_found", f"there is no group {group_id!r}")
+
+
 class Groups:
     def __init__(self, duck: Duck) -> None:
         self._duck = duck
@@ -151,7 +155,7 @@ class Groups:
         """A group's own row and those of its rollouts."""
         groups = await self._duck.read("select * from judged_groups where group_id = ?", [group_id])
         if not groups:
-            raise NotFound("group_not_found", f"there is no group {group_id!r}")
+            raise no_group(group_id)
         rollouts = await self._duck.read("select * from rollouts where seq = ? order by idx", [groups[0]["seq"]])
         return groups[0], rollouts
 

@@ -78,6 +78,10 @@ class Candidates(NamedTuple):
     watermark: int
 
 
+def no_lease(lease_id: str) -> NotFound:
+    return NotFound("lease_not_found", f"there is no lease {lease_id!r}")
+
+
 class Leases:
     def __init__(self, duck: Duck) -> None:
         self._duck = duck
@@ -89,7 +93,7 @@ class Leases:
     async def get(self, lease_id: str) -> Lease:
         lease = await self.find(lease_id)
         if lease is None:
-            raise NotFound("lease_not_found", f"there is no lease {lease_id!r}")
+            raise no_lease(lease_id)
         return lease
 
     async def page(self, run: str, after: int, limit: int) -> list[Lease]:

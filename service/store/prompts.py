@@ -18,6 +18,10 @@ class Added(NamedTuple):
     existing: int
 
 
+def no_prompts(missing: Sequence[str]) -> NotFound:
+    return NotFound("prompt_not_found", f"there is no prompt {', '.join(missing[:5])}", missing=missing[:100])
+
+
 class Prompts:
     def __init__(self, duck: Duck) -> None:
         self._duck = duck
@@ -31,7 +35,7 @@ class Prompts:
         rows = await self._duck.read("select * from prompts where list_contains(?, prompt_id)", [list(prompt_ids)])
         found = {row["prompt_id"]: prompt_of(row) for row in rows}
         if missing := [p for p in dict.fromkeys(prompt_ids) if p not in found]:
-            raise NotFound("prompt_not_found", f"there is no prompt {', '.join(missing[:5])}", missing=missing[:100])
+            raise no_prompts(missing)
         return found
 
     async def of_set(self, prompt_set: str) -> dict[str, Prompt]:

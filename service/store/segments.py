@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from service.stages import StoreFailed, stage
 from service.store.batches import gathered
-from service.store.durable import sha256_of, sync
+from service.store.durable import replace, sha256_of, sync
 
 ROWS_PER_ROW_GROUP, BYTES_PER_ROW_GROUP = 122_880, 2**26
 """At most, and bytes more or less: a reader of whole rows holds a row group per core."""
@@ -116,12 +116,8 @@ class Segments:
     def write_manifest(self, manifest: Manifest) -> None:
         """On disk when this returns, or there is none of that number."""
         path = self.manifest_path(manifest.number)
-        unfinished = path.with_suffix(".part")
         with stage(StoreFailed, f"writing {path}"):
-            unfinished.write_text(manifest.model_dump_json(indent=1))
-            sync(unfinished)
-            unfinished.rename(path)
-            sync(self.root)
+            replace(path, manifest.model_dump_json(indent=1).encode())
 
     def manifest(self, number: int) -> Manifest:
         """Raises StoreFailed for one that is missing or damaged."""

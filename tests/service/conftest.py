@@ -59,7 +59,7 @@ def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
         )
         opening = partial(open_parts, chosen, make_engine=lambda *_: engine(script), now=now, clock=clock)
         app = create_app(opening)
-        with TestClient(app, raise_server_exceptions=False) as client:
+        with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
             yield client
 
     return opener

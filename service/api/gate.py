@@ -1,0 +1,224 @@
+"""Before any route: whoever asks is known, asks in its own name, and brings no more than there is room for.
+
+- A body that is too large, or for which there is no room, is refused before it is read to its end.
+- What a browser sends because of another site's page is refused: where no key is asked for, the browser's owner is an
+  operator.
+"""
+
+import asyncio
+import base64
+import binascii
+from collections.abc import Mapping
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from service.access import OPERATOR, Caller, Keyring, is_loopback
+from service.api.errors import TooLarge, TooSlow, answer_to
+from service.parts import Parts
+from service.settings import Settings
+from service.stages import Forbidden, Overloaded, Refused, StageError, Unknown
+
+ROWS = {"/v1/prompts", "/v1/rollouts/import"}
+"""What may bring `body_mib`."""
+SMALL_BODY = 16 << 20
+OPEN = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
+"""What needs no key: nothing that is stored is told there."""
+MOST_REQUESTS = 1000
+"""At once; more are told to come again."""
+ROOM_SECONDS = 10.0
+"""That a body waits for room."""
+STALLED_SECONDS = 60.0
+"""Between two parts of a body."""
+SAFETY = {"x-content-type-options": "nosniff", "content-security-policy": "frame-ancestors 'none'"}
+
+
+class Gate:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+        self._room = _Room()
+        self._requests = 0
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        parts: Parts = scope["state"]["parts"]
+        headers = Headers(scope=scope)
+        self._requests += 1
+        body = None
+        try:
+            if self._requests > MOST_REQUESTS:
+                raise Overloaded("too_many_requests", f"{MOST_REQUESTS} requests are being answered", retry_after=1)
+            refuse_other_pages(scope["method"], headers)
+            scope["state"]["caller"] = caller_of(scope["path"], headers, parts.keyring, parts.settings)
+            scope["state"]["body"] = body = Body(scope["path"], headers, receive, parts.settings, self._room)
+            await self._app(scope, body.receive, body.answering(scope, send))
+        except (Refused, StageError) as refusal:
+            await answer_to(refusal)(scope, receive, _safely(send))
+        finally:
+            self._requests -= 1
+            if body:
+                body.let_go(body.held)
+
+
+def caller_of(path: str, headers: Mapping[str, str], keyring: Keyring, settings: Settings) -> Caller | None:
+    """None for nobody we know, where that does not matter. Raises Unknown, Forbidden and KeysUnreadable."""
+    try:
+        return _caller(headers, keyring, settings)
+    except (Refused, StageError):
+        if path not in OPEN:
+            raise
+        return None
+
+
+def _caller(headers: Mapping[str, str], keyring: Keyring, settings: Settings) -> Caller:
+    if keyring.keys is None and (is_loopback(settings.host) or settings.unsafe_no_keys):
+        _refuse_other_names(headers.get("host", ""), settings)
+        return OPERATOR
+    token = _token(headers.get("authorization", ""))
+    if not token:
+        raise Unknown("key_missing", "this service asks for a key: send Authorization: Bearer KEY")
+    caller = keyring.caller(token)
+    if caller is None:
+        raise Unknown("key_unknown", "this is no key of this service, or its time is over: ask its operator for one")
+    return caller
+
+
+def _token(authorization: str) -> str:
+    """Of a bearer; or a password, because readers of plain URLs know nothing else (``http://x:KEY@host``)."""
+    scheme, _, told = authorization.partition(" ")
+    match scheme.lower():
+        case "bearer":
+            return told.strip()
+        case "basic":
+            try:
+                return base64.b64decode(told, validate=True).decode().partition(":")[2]
+            except (binascii.Error, UnicodeDecodeError):
+                return ""
+        case _:
+            return ""
+
+
+def refuse_other_pages(method: str, headers: Mapping[str, str]) -> None:
+    """Raises Forbidden for what a browser does for a page of another site, but for following a link."""
+    site = headers.get("sec-fetch-site")
+    if site in {"cross-site", "same-site"}:
+        if method == "GET" and headers.get("sec-fetch-mode") == "navigate":
+            return
+        raise Forbidden("cross_site", "a page of another site sent this")
+    origin = headers.get("origin")
+    if site is None and origin is not None and urlsplit(origin).netloc != headers.get("host"):
+        raise Forbidden("cross_site", f"a page of {origin} sent this")
+
+
+def _refuse_other_names(host: str, settings: Settings) -> None:
+    """Raises Forbidden where a browser may have been told that a name of somebody's is this machine."""
+    name = urlsplit(f"//{host}").hostname or ""
+    if name in {"localhost", settings.host, *settings.allow_host}:
+        return
+    try:
+        ip_address(name)
+    except ValueError:
+        detail = f"this service is not known as {name!r}: start it with --allow-host {name}, or give it keys"
+        raise Forbidden("unknown_host", detail) from None
+
+
+class _Room:
+    """For the bytes of all bodies together."""
+
+    def __init__(self) -> None:
+        self._used = 0
+        self._freed = asyncio.Event()
+
+    async def take(self, size: int, of: int) -> None:
+        """Raises Overloaded when there is none for too long. A body is always let in where it is alone."""
+        try:
+            async with asyncio.timeout(ROOM_SECONDS):
+                while self._used and self._used + size > of:
+                    self._freed.clear()
+                    await self._freed.wait()
+        except TimeoutError:
+            detail = f"bodies of {self._used >> 20} MiB are being read: send this again in a moment"
+            raise Overloaded("no_room", detail, retry_after=5) from None
+        self._used += size
+
+    def give(self, size: int) -> None:
+        self._used -= size
+        self._freed.set()
+
+
+def too_large(limit_bytes: int) -> TooLarge:
+    return TooLarge("body_too_large", f"the body is larger than {limit_bytes >> 20} MiB; send it in parts")
+
+
+class Body:
+    """Of one request, as it comes in; and the answer, which is a refusal if the body was refused."""
+
+    def __init__(self, path: str, headers: Mapping[str, str], receive: Receive, settings: Settings, room: _Room):
+        self._limit = settings.body_mib << 20 if path in ROWS else SMALL_BODY
+        self._receive = receive
+        self._room, self._room_bytes = room, settings.bodies_mib << 20
+        self.held = 0
+        self._is_whole = self._is_answered = False
+        self._refusal: Refused | None = None
+        length = headers.get("content-length", "")
+        if length.isdecimal() and int(length) > self._limit:
+            raise too_large(self._limit)
+
+    async def hold(self, size: int) -> None:
+        """Takes room for so many bytes more, until the request is answered. Raises Overloaded."""
+        await self._room.take(size, self._room_bytes)
+        self.held += size
+
+    def let_go(self, size: int) -> None:
+        self._room.give(size)
+        self.held -= size
+
+    async def receive(self) -> Message:
+        if self._is_whole or self._is_answered:
+            return await self._receive()
+        try:
+            return await self._next()
+        except Refused as refusal:
+            self._refusal = refusal
+            raise
+
+    async def _next(self) -> Message:
+        try:
+            async with asyncio.timeout(STALLED_SECONDS):
+                message = await self._receive()
+        except TimeoutError:
+            raise TooSlow("body_stalled", f"no part of the body came in {STALLED_SECONDS:g} seconds") from None
+        if message["type"] == "http.request":
+            self._is_whole = not message.get("more_body", False)
+            size = len(message.get("body", b""))
+            if self.held + size > self._limit:
+                raise too_large(self._limit)
+            await self.hold(size)
+        return message
+
+    def answering(self, scope: Scope, send: Send) -> Send:
+        safely = _safely(send)
+
+        async def answer(message: Message) -> None:
+            if message["type"] == "http.response.start" and not self._is_answered:
+                self._is_answered = True
+                if self._refusal:  # whatever the route makes of a body that broke off
+                    await answer_to(self._refusal)(scope, self._receive, safely)
+            if not self._refusal:
+                await safely(message)
+
+        return answer
+
+
+def _safely(send: Send) -> Send:
+    async def answer(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            told = [(name.encode(), value.encode()) for name, value in SAFETY.items()]
+            message = {**message, "headers": [*message["headers"], *told]}
+        await send(message)
+
+    return answer

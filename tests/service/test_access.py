@@ -1,0 +1,445 @@
+"""Keys, roles and limits: nobody gets in who should not, and whoever gets in sees what is its own."""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
+from hypothesis import given
+from hypothesis import strategies as st
+
+from service.access import Caller, Keyring, Role, is_loopback, refuse_open_door
+from service.api import gate
+from service.api.routes import ADMINISTERS, ASKS_SQL, OWN_READS, OWN_WRITES, READS, WRITES
+from service.app import ROUTES
+from service.stages import Conflict
+from tests.service.conftest import OpenService
+from tests.service.steps import GRESO_RUN, freeze, leased, prepare, sample
+
+HEALTH = {"/livez", "/readyz"}
+
+
+@pytest.fixture
+def keyring(tmp_path: Path) -> Keyring:
+    """Of the folder that `open_service` opens."""
+    return Keyring(tmp_path / "data")
+
+
+def bearer(token: str) -> dict[str, str]:
+    return {"Authorization": f"Bearer {token}"}
+
+
+@contextmanager
+def asked_by(client: TestClient, token: str) -> Iterator[TestClient]:
+    client.headers.update(bearer(token))
+    yield client
+    del client.headers["Authorization"]
+
+
+# ---- who gets in
+
+
+def test_whoever_reaches_a_service_without_keys_is_its_operator(client: TestClient) -> None:
+    assert client.get("/v1/store").status_code == 200
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.7", "gpu1", "::", ""])
+def test_a_service_that_others_can_reach_does_not_start_without_keys(keyring: Keyring, host: str) -> None:
+    with pytest.raises(Conflict, match="refinery keys add"):
+        refuse_open_door(keyring, host, unsafe=False)
+
+    keyring.add("alice", Role.ADMIN)
+    refuse_open_door(keyring, host, unsafe=False)
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "::1", "127.8.8.8"])
+def test_one_that_only_this_machine_reaches_needs_none(keyring: Keyring, host: str) -> None:
+    assert is_loopback(host)
+    refuse_open_door(keyring, host, unsafe=False)
+
+
+def test_from_the_first_key_on_everybody_needs_one(client: TestClient, keyring: Keyring) -> None:
+    _, token = keyring.add("alice", Role.READ)
+
+    assert client.get("/v1/runs").json()["code"] == "key_missing"
+    refused = client.get("/v1/runs", headers=bearer("rr_00000000_nonsense"))
+    assert (refused.status_code, refused.json()["code"]) == (401, "key_unknown")
+    assert refused.headers["www-authenticate"] == "Bearer"
+    assert client.get("/v1/runs", headers=bearer(token)).status_code == 200
+
+
+def test_a_key_that_is_removed_is_refused_from_the_next_request_on(client: TestClient, keyring: Keyring) -> None:
+    _, token = keyring.add("alice", Role.READ)
+    assert client.get("/v1/runs", headers=bearer(token)).status_code == 200
+
+    keyring.remove("alice")
+
+    assert client.get("/v1/runs", headers=bearer(token)).status_code == 401
+    assert client.get("/v1/runs").status_code == 401  # the last key that goes opens no door
+
+
+def test_a_key_is_good_until_its_time_is_over(tmp_path: Path) -> None:
+    now = datetime(2026, 1, 1, tzinfo=UTC)
+    keyring = Keyring(tmp_path, now=lambda: now)
+    _, token = keyring.add("alice", Role.READ, expires_at=now + timedelta(days=1))
+    assert keyring.caller(token) == Caller("alice", Role.READ)
+
+    now += timedelta(days=1)
+
+    assert keyring.caller(token) is None
+
+
+def test_half_a_key_is_no_key(keyring: Keyring) -> None:
+    key, token = keyring.add("alice", Role.ADMIN)
+    others = ["", "_", key.id, f"rr_{key.id}", f"rr_{key.id}_", token[:-1], token + "x", token.upper(), f" {token}"]
+
+    assert [keyring.caller(other) for other in [*others, token[2:], key.sha256, f"rr_{key.id}_{key.sha256}"]] == [
+        None
+    ] * (len(others) + 3)
+
+
+@given(st.text(max_size=80))
+def test_no_text_is_a_key(tmp_path_factory: pytest.TempPathFactory, text: str) -> None:
+    keyring = Keyring(tmp_path_factory.mktemp("keys"))
+    keyring.add("alice", Role.ADMIN)
+
+    assert keyring.caller(text) is None
+
+
+def test_the_file_of_the_keys_holds_none_and_is_its_owners_alone(keyring: Keyring) -> None:
+    _, token = keyring.add("alice", Role.ADMIN)
+
+    assert keyring.path.stat().st_mode & 0o777 == 0o600
+    assert token not in keyring.path.read_text()
+    assert token.rpartition("_")[2] not in keyring.path.read_text()
+
+
+@pytest.mark.parametrize("damage", ["", "[", '{"keys": 1}', '[{"id": "00000000"}]', "\x00"])
+def test_while_the_file_of_the_keys_is_damaged_nobody_gets_in_and_the_service_lives(
+    client: TestClient, keyring: Keyring, damage: str
+) -> None:
+    _, token = keyring.add("alice", Role.ADMIN)
+    whole = keyring.path.read_text()
+
+    keyring.path.write_text(damage)
+
+    assert client.get("/v1/runs", headers=bearer(token)).status_code == 503
+    assert client.get("/v1/runs").status_code == 503
+    assert client.get("/livez").status_code == 200
+    keyring.path.write_text(whole)
+    assert client.get("/v1/runs", headers=bearer(token)).status_code == 200
+
+
+def test_two_who_add_keys_at_once_both_have_one(keyring: Keyring) -> None:
+    adding = [threading.Thread(target=keyring.add, args=(f"k{i}", Role.READ)) for i in range(8)]
+    for thread in adding:
+        thread.start()
+    for thread in adding:
+        thread.join()
+
+    assert {key.name for key in keyring.keys or ()} == {f"k{i}" for i in range(8)}
+
+
+def test_readers_of_plain_urls_send_their_key_as_a_password(client: TestClient, keyring: Keyring) -> None:
+    _, token = keyring.add("alice", Role.READ)
+
+    assert client.get("/v1/runs", auth=("anything", token)).status_code == 200
+    assert client.get("/v1/runs", auth=(token, "")).status_code == 401
+
+
+def test_who_has_no_key_is_told_whether_the_service_is_ready_and_nothing_else(
+    client: TestClient, keyring: Keyring
+) -> None:
+    _, token = keyring.add("alice", Role.READ)
+
+    assert client.get("/readyz").json() == {"policies": {}}
+    assert client.get("/readyz", headers=bearer(token)).json() == {"policies": {"policy": 1}}
+    assert client.get("/metrics").status_code == 401
+
+
+def test_no_key_is_written_into_a_log_or_an_answer(
+    client: TestClient, keyring: Keyring, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    _, token = keyring.add("alice", Role.ADMIN)
+    sent = [bearer(token), bearer(token + "x"), {"Authorization": f"Basic {token}"}, {"Authorization": token}]
+
+    answers = [client.get(path, headers=headers) for headers in sent for path in ("/v1/runs", "/metrics", "/nowhere")]
+
+    secret = token.rpartition("_")[2]
+    assert secret not in caplog.text
+    assert not any(secret in answer.text or secret in str(answer.headers) for answer in answers)
+
+
+# ---- roles
+
+
+ASKING = [ADMINISTERS, ASKS_SQL, OWN_READS, OWN_WRITES, READS, WRITES]
+
+
+@pytest.mark.parametrize("route", [route for module in ROUTES for route in module.router.routes], ids=str)
+def test_every_route_says_which_role_it_takes(route: APIRoute) -> None:
+    asked = [check for check in route.dependencies if check in ASKING]
+
+    assert len(asked) == (0 if route.path in HEALTH else 1)
+
+
+LADDER: dict[Role, list[tuple[str, str, Any]]] = {
+    Role.READ: [("GET", "/v1/runs", None), ("POST", "/v1/replay", {"run": "r", "selectors": [{"kind": "all"}]})],
+    Role.SQL: [("POST", "/v1/sql", {"sql": "select 1"})],
+    Role.WRITE: [("POST", "/v1/prompts", [{"prompt": "2 + 2 =", "reference": "4"}]), ("DELETE", "/v1/jobs/j", None)],
+    Role.ADMIN: [("GET", "/v1/store", None), ("GET", "/v1/store/check", None), ("DELETE", "/v1/datasets/d@1", None)],
+}
+
+
+@pytest.mark.parametrize("role", Role)
+def test_a_role_may_do_what_those_before_it_may_and_no_more(client: TestClient, keyring: Keyring, role: Role) -> None:
+    _, token = keyring.add("alice", role)
+
+    for needed, requests in LADDER.items():
+        for method, path, body in requests:
+            answer = client.request(method, path, json=body, headers=bearer(token))
+            assert (answer.status_code != 403) == role.includes(needed), (method, path, answer.text)
+            if answer.status_code == 403:
+                assert answer.json()["code"] == "role_too_low"
+
+
+# ---- limits
+
+
+@pytest.fixture
+def others(client: TestClient) -> dict[str, str]:
+    """Everything that there is of somebody else, by the name of the parameter that asks for it."""
+    prepare(client, name="other", selector={"kind": "all"})
+    job = client.post("/v1/runs/other/rollouts", json={"passes": 1}).json()
+    while client.get(f"/v1/jobs/{job['id']}?wait=30").json()["state"] != "done":
+        pass
+    freeze(client, "other", runs=["other"])
+    lease = leased(client, 1, run="other")
+    group = client.get("/v1/groups?run=other").json()["items"][0]
+    named = {"run": "other", "name": "other", "version": "1", "split": "train", "file": "train.parquet"}
+    return named | {
+        "job_id": job["id"],
+        "lease_id": lease["lease"],
+        "group_id": group["id"],
+        "prompt_id": group["prompt_id"],
+    }
+
+
+RUN = GRESO_RUN | {"selector": {"kind": "all"}}
+BODIES: dict[str, Any] = {
+    "/v1/runs": RUN | {"name": "other-2"},
+    "/v1/policies": {"name": "other-2", "checkpoint": "x"},
+    "/v1/datasets": {"name": "mine", "recipe": {"runs": ["other"]}},
+    "/v1/replay": {"run": "other", "selectors": [{"kind": "all"}]},
+    "/v1/runs/other/leases": {"groups": 1},
+    "/v1/runs/other/rollouts": {"passes": 1},
+    "/v1/policies/other/versions": {"checkpoint": "x"},
+    "/v1/datasets/other@1/push": {"repo_id": "a/b"},
+    "/v1/prompts": [{"prompt": "2 + 2 =", "reference": "4"}],
+}
+LISTS = {"/v1/runs", "/v1/jobs", "/v1/policies", "/v1/datasets", "/v1/sql/views"}
+TO_BE_NAMED = {"/v1/sql", "/v1/groups"}
+
+
+@pytest.mark.parametrize("role", [Role.READ, Role.SQL, Role.WRITE])
+def test_a_key_with_limits_gets_nothing_of_others_from_any_route(
+    client: TestClient, keyring: Keyring, others: dict[str, str], role: Role
+) -> None:
+    _, token = keyring.add("mine", role, ("mine", "mine-*"))
+    told = {}
+    with asked_by(client, token):
+        for module in ROUTES:
+            for route in module.router.routes:
+                assert isinstance(route, APIRoute)
+                for method in route.methods:
+                    path = route.path.format(**others)
+                    query = {"run": "other"} if path == "/v1/rollouts/import" else {}
+                    answer = client.request(method, path, json=BODIES.get(path, {}), params=query)
+                    told[method, path] = answer
+
+    refused = {at for at, answer in told.items() if answer.status_code in {403, 404}}
+    assert {path for _, path in told.keys() - refused} <= HEALTH | LISTS | TO_BE_NAMED
+    assert not any(
+        "other" in answer.text for (method, path), answer in told.items() if method == "GET" and path in LISTS
+    )
+    assert told["GET", "/v1/groups"].json()["code"] == "run_missing"
+
+
+def test_a_key_with_limits_works_on_what_is_its_own(client: TestClient, keyring: Keyring) -> None:
+    prepare(client, name="other", selector={"kind": "all"})
+    _, token = keyring.add("mine", Role.WRITE, ("mine", "mine-*"))
+    with asked_by(client, token):
+        assert client.post("/v1/runs", json=RUN | {"name": "mine-1"}).status_code == 201
+        sample(client, "mine-1", passes=1)
+        frozen = freeze(client, "mine", runs=["mine-1"])
+        lease = leased(client, 2, run="mine-1")
+        group = client.get("/v1/groups?run=mine-1").json()["items"][0]
+
+        assert client.get(f"/v1/groups/{group['id']}").status_code == 200
+        assert client.post(f"/v1/leases/{lease['lease']}/ack").status_code == 200
+        assert client.get(frozen["urls"]["train.parquet"]).status_code == 200
+        assert [run["name"] for run in client.get("/v1/runs").json()] == ["mine-1"]
+        assert {job["on"] for job in client.get("/v1/jobs").json()} == {"mine-1"}
+        why = client.get(f"/v1/datasets/mine@1/explain?prompt_id={group['prompt_id']}")
+        assert why.status_code == 200
+
+
+def test_sql_shows_a_key_with_limits_its_own_runs(client: TestClient, keyring: Keyring) -> None:
+    prepare(client, name="other", selector={"kind": "all"})
+    assert client.post("/v1/runs", json=RUN | {"name": "mine"}).status_code == 201
+    for run in ("other", "mine"):
+        sample(client, run, passes=1)
+    _, token = keyring.add("mine", Role.SQL, ("mine",))
+    everything = "select distinct run from groups union select run from runs union select distinct run from visits"
+
+    seen = client.post("/v1/sql", json={"sql": everything}, headers=bearer(token)).json()["rows"]
+    by_url = client.get("/v1/sql", params={"q": everything}, headers=bearer(token)).json()["rows"]
+
+    assert seen == by_url == [["mine"]]
+
+
+def test_explain_does_not_tell_a_key_with_limits_of_prompts_that_its_runs_never_saw(
+    client: TestClient, keyring: Keyring
+) -> None:
+    prepare(client, name="mine", selector={"kind": "all"})
+    sample(client, "mine", passes=1)
+    freeze(client, "mine", runs=["mine"])
+    assert client.post("/v1/prompts?set=o", json=[{"prompt": "secret", "reference": "4"}]).status_code == 201
+    [secret] = client.get("/v1/prompts?set=o").json()["items"]
+    _, token = keyring.add("mine", Role.READ, ("mine",))
+
+    answer = client.get(f"/v1/datasets/mine@1/explain?prompt_id={secret['id']}", headers=bearer(token))
+
+    assert (answer.status_code, "secret" in answer.text) == (404, False)
+
+
+# ---- pages of others
+
+
+FOREIGN = [
+    {"Origin": "https://evil.example"},
+    {"Origin": "null"},
+    {"Origin": "http://localhost:9999"},
+    {"Sec-Fetch-Site": "cross-site"},
+    {"Sec-Fetch-Site": "same-site"},
+    {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"},
+]
+
+
+@pytest.mark.parametrize("headers", FOREIGN, ids=str)
+def test_what_a_browser_sends_for_a_page_of_another_site_is_refused(
+    client: TestClient, headers: dict[str, str]
+) -> None:
+    answer = client.post("/v1/prompts", json=[{"prompt": "2 + 2 =", "reference": "4"}], headers=headers)
+
+    assert (answer.status_code, answer.json()["code"]) == (403, "cross_site")
+    assert client.get("/v1/prompts").json()["items"] == []
+
+
+def test_a_link_on_another_site_may_be_followed_but_not_fetched(client: TestClient) -> None:
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate"}
+
+    assert client.get("/v1/runs", headers=link).status_code == 200
+    assert client.get("/v1/runs", headers=link | {"Sec-Fetch-Mode": "no-cors"}).status_code == 403
+
+
+def test_the_services_own_page_may_do_everything(client: TestClient) -> None:
+    for own in ({"Sec-Fetch-Site": "same-origin", "Origin": "https://public.name"}, {"Origin": "http://127.0.0.1"}):
+        answer = client.post("/v1/prompts", json=[{"prompt": "2 + 2 =", "reference": "4"}], headers=own)
+        assert answer.status_code == 201
+
+
+def test_a_name_that_somebody_pointed_at_this_machine_is_not_answered(open_service: OpenService) -> None:
+    with open_service(allow_host=["gpu1"]) as client:
+        answers = {
+            host: client.get("/v1/runs", headers={"Host": host}).status_code
+            for host in (
+                "evil.example",
+                "evil.example:8700",
+                "gpu1",
+                "gpu1:8700",
+                "localhost:1",
+                "[::1]:80",
+                "10.0.0.1",
+            )
+        }
+
+    assert answers == {
+        "evil.example": 403,
+        "evil.example:8700": 403,
+        "gpu1": 200,
+        "gpu1:8700": 200,
+        "localhost:1": 200,
+        "[::1]:80": 200,
+        "10.0.0.1": 200,
+    }
+
+
+# ---- bodies
+
+
+def parts_of(size: int, *, part: int = 2**16) -> Iterator[bytes]:
+    """A body that does not say how long it is."""
+    for _ in range(size // part):
+        yield b" " * part
+
+
+def test_a_body_without_a_length_is_refused_once_it_is_too_long(open_service: OpenService) -> None:
+    with open_service(body_mib=1) as client:
+        for path in ("/v1/prompts", "/v1/sql"):
+            answer = client.post(path, content=parts_of(32 << 20), headers={"content-type": "application/json"})
+            assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large"), path
+
+
+def test_only_rows_may_be_large(client: TestClient) -> None:
+    padded = json.dumps({"sql": "select 1"}) + " " * gate.SMALL_BODY
+
+    answer = client.post("/v1/sql", content=padded, headers={"content-type": "application/json"})
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+def test_bodies_wait_for_room_and_are_told_when_there_is_none(
+    open_service: OpenService, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gate, "ROOM_SECONDS", 0.5)
+    going = threading.Event()
+
+    def slowly() -> Iterator[bytes]:
+        yield b"["
+        yield b" " * (3 << 20)
+        going.wait(20)
+        yield json.dumps({"prompt": "2 + 2 =", "reference": "4"}).encode() + b"]"
+
+    with open_service(bodies_mib=4) as client:
+        headers = {"content-type": "application/json"}
+        answers: list[Any] = []
+        slow = threading.Thread(
+            target=lambda: answers.append(client.post("/v1/prompts", content=slowly(), headers=headers))
+        )
+        slow.start()
+        time.sleep(0.5)
+
+        refused = client.post("/v1/prompts", content=b" " * (2 << 20), headers=headers)
+        going.set()
+        slow.join()
+        accepted = client.post("/v1/prompts", json=[{"prompt": "2 + 2 =", "reference": "4"}])
+
+    assert (refused.status_code, refused.json()["code"]) == (503, "no_room")
+    assert refused.headers["retry-after"] == "5"
+    assert (answers[0].status_code, accepted.status_code) == (201, 201)
+
+
+def test_every_answer_tells_browsers_not_to_guess_and_not_to_frame(client: TestClient) -> None:
+    for answer in (client.get("/v1/runs"), client.get("/nowhere"), client.get("/livez")):
+        assert answer.headers["x-content-type-options"] == "nosniff"
+        assert "frame-ancestors" in answer.headers["content-security-policy"]
