@@ -12,12 +12,13 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRES
 
 
 class Service:
-    """A ``refinery serve`` process."""
+    """A ``refinery serve`` process; settings by name."""
 
-    def __init__(self, data: Path) -> None:
+    def __init__(self, data: Path, **settings: object) -> None:
         command = [sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", "0"]
+        environment = ENVIRONMENT | {f"REFINERY_{name.upper()}": str(value) for name, value in settings.items()}
         self._log = (data.parent / "service.log").open("a")
-        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=ENVIRONMENT)
+        self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment)
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().split()[-1]
 
@@ -31,8 +32,8 @@ class Service:
 
 
 @contextmanager
-def serving(data: Path) -> Iterator[Service]:
-    service = Service(data)
+def serving(data: Path, **settings: object) -> Iterator[Service]:
+    service = Service(data, **settings)
     try:
         yield service
     finally:

@@ -2,14 +2,16 @@
 
 import json
 import logging
+import socket
 import threading
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
+import httpx2
 import pytest
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
@@ -21,6 +23,7 @@ from service.api import gate
 from service.api.routes import ADMINISTERS, ASKS_SQL, OWN_READS, OWN_WRITES, READS, WRITES
 from service.app import ROUTES
 from service.stages import Conflict
+from tests.processes import serving
 from tests.service.conftest import OpenService
 from tests.service.steps import GRESO_RUN, freeze, leased, prepare, sample
 
@@ -408,35 +411,26 @@ def test_only_rows_may_be_large(client: TestClient) -> None:
     assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
 
 
-def test_bodies_wait_for_room_and_are_told_when_there_is_none(
-    open_service: OpenService, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(gate, "ROOM_SECONDS", 0.5)
-    going = threading.Event()
-
-    def slowly() -> Iterator[bytes]:
-        yield b"["
-        yield b" " * (3 << 20)
-        going.wait(20)
-        yield json.dumps({"prompt": "2 + 2 =", "reference": "4"}).encode() + b"]"
-
-    with open_service(bodies_mib=4) as client:
+def test_bodies_wait_for_room_and_are_told_when_there_is_none(tmp_path: Path) -> None:
+    rows = json.dumps([{"prompt": "2 + 2 =", "reference": "4"}]).encode()
+    with serving(tmp_path / "data", bodies_mib=4) as service, httpx2.Client(base_url=service.url, timeout=60) as client:
         headers = {"content-type": "application/json"}
-        answers: list[Any] = []
-        slow = threading.Thread(
-            target=lambda: answers.append(client.post("/v1/prompts", content=slowly(), headers=headers))
-        )
-        slow.start()
-        time.sleep(0.5)
+        address = urlsplit(service.url)
+        with socket.create_connection((str(address.hostname), address.port or 80), timeout=30) as slow:
+            length = (3 << 20) + len(rows)
+            slow.sendall(f"POST /v1/prompts HTTP/1.1\r\nHost: {address.netloc}\r\n".encode())
+            slow.sendall(f"Content-Type: application/json\r\nContent-Length: {length}\r\n\r\n".encode())
+            slow.sendall(b" " * (3 << 20))
 
-        refused = client.post("/v1/prompts", content=b" " * (2 << 20), headers=headers)
-        going.set()
-        slow.join()
-        accepted = client.post("/v1/prompts", json=[{"prompt": "2 + 2 =", "reference": "4"}])
+            while (refused := client.post("/v1/prompts", content=b" " * (2 << 20), headers=headers)).status_code != 503:
+                pass  # until the slow one has come so far
+            small = client.post("/v1/prompts", content=rows, headers=headers)
+            slow.sendall(rows)
+            answered = slow.recv(2**16)
+        accepted = client.post("/v1/prompts", content=b" " * (3 << 20) + rows, headers=headers)
 
-    assert (refused.status_code, refused.json()["code"]) == (503, "no_room")
-    assert refused.headers["retry-after"] == "5"
-    assert (answers[0].status_code, accepted.status_code) == (201, 201)
+    assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "no_room", "5")
+    assert (small.status_code, answered.split()[1], accepted.status_code) == (201, b"201", 201)
 
 
 def test_every_answer_tells_browsers_not_to_guess_and_not_to_frame(client: TestClient) -> None:
