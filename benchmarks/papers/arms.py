@@ -1,8 +1,8 @@
 """What is compared: four experiments, the arms of each, and the numbers that all of its arms share.
 
 - An arm is a run of the service and a trainer; whatever an arm does not say is the same for all arms of its experiment.
-- The learning rate belongs to a kind of loss: all arms with that loss have it, in all experiments. It was looked for
-  once for each loss, in one arm or two and with a seed of its own; docs/papers.md has what was tried.
+- No arm is tuned alone: within an experiment all arms with the same loss have the same learning rate. It was looked for
+  once, in one arm or two and with a seed of its own; docs/papers.md has what was tried.
 - The prompts are sums that the policy always, sometimes and never solves.
 """
 
@@ -12,7 +12,8 @@ from enum import StrEnum, auto
 from typing import Any
 
 GRPO_RATE, GRPO_TRIED = 1e-4, (1e-4, 2e-4, 5e-4)
-DPO_RATE, DPO_TRIED = 1e-4, (3e-5, 5e-5, 1e-4, 2e-4, 4e-4)
+OFFLINE_DPO_RATE, OFFLINE_DPO_TRIED = 1e-4, (5e-5, 1e-4, 2e-4, 4e-4)
+SYNCED_DPO_RATE, SYNCED_DPO_TRIED = 3e-5, (3e-5, 5e-5, 1e-4)
 """The rate that ended with the best accuracy, of those that were tried: see docs/papers.md."""
 MAX_TOKENS = 96
 """Of an answer; the longest sums take about 60."""
@@ -142,7 +143,7 @@ def _g2d(quick: bool) -> Plan:
             "n": GROUP_SIZE,
             "temperature": 1.3,
             "max-tokens": MAX_TOKENS,
-            "learning-rate": DPO_RATE,
+            "learning-rate": OFFLINE_DPO_RATE,
             "batch": 16,
             "epochs": 3,
             "max-length": 256,
@@ -161,7 +162,7 @@ def _semi_online(quick: bool) -> Plan:
     options: dict[str, str | float | bool] = {
         "steps": steps,
         "batch": groups,
-        "learning-rate": DPO_RATE,
+        "learning-rate": SYNCED_DPO_RATE,
         "evaluate-every": every,
     }
     arms = {f"s_{sync or 'inf'}": Arm(Verb.SEMI_ONLINE, options | {"sync-every": sync}, batch=batch) for sync in syncs}

@@ -14,7 +14,16 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from benchmarks.papers.arms import DPO_RATE, DPO_TRIED, GRPO_RATE, GRPO_TRIED, Experiment, Plan
+from benchmarks.papers.arms import (
+    GRPO_RATE,
+    GRPO_TRIED,
+    OFFLINE_DPO_RATE,
+    OFFLINE_DPO_TRIED,
+    SYNCED_DPO_RATE,
+    SYNCED_DPO_TRIED,
+    Experiment,
+    Plan,
+)
 from benchmarks.papers.cells import Done, Point
 from benchmarks.papers.claims import (
     Claim,
@@ -75,8 +84,9 @@ def page(found: Findings) -> str:
         "arms and nothing else.",
         "Every arm starts from the same policy. Accuracy is the share of right greedy answers to held-out prompts, the "
         "mean of the last three evaluations. Intervals are 95 % of a bootstrap over seeds.",
-        f"Learning rates, for all arms alike: GRPO {GRPO_RATE:g} of {_rates(GRPO_TRIED)}, DPO {DPO_RATE:g} of "
-        f"{_rates(DPO_TRIED)}, searched for once with a seed of its own.",
+        f"Learning rates, for all arms alike: GRPO {GRPO_RATE:g} of {_rates(GRPO_TRIED)}; DPO of G2D "
+        f"{OFFLINE_DPO_RATE:g} of {_rates(OFFLINE_DPO_TRIED)}; DPO between syncs {SYNCED_DPO_RATE:g} of "
+        f"{_rates(SYNCED_DPO_TRIED)}; searched for once with a seed of its own.",
         "## Claims",
         _table(
             ["claim", "figure", "verdict", "why"],
