@@ -32,6 +32,7 @@ from service.rescoring import rescore
 from service.settings import EngineChoice, ReloadMode, Settings
 from service.sql.console import Console, Limits
 from service.stages import Conflict, Refused, StageError
+from service.store.answers import Answers
 from service.store.datasets import Datasets
 from service.store.duck import Duck
 from service.store.groups import Groups
@@ -72,6 +73,7 @@ class Store:
     jobs: Jobs
     datasets: Datasets
     leases: Leases
+    answers: Answers
     reports: Reports
 
     @classmethod
@@ -92,6 +94,7 @@ class Store:
             Jobs(duck),
             Datasets(duck),
             Leases(duck),
+            Answers(duck),
             Reports(duck),
         )
 

@@ -80,7 +80,8 @@ class Refinery:
     def once(self, path: str, body: Any, *, key: str) -> Json:
         """The result of a job that is done once for a key; one that failed before is tried again."""
         for attempt in count():
-            job = self.post(path, body, key=f"{key}-{attempt}" if attempt else key)
+            told = self.post(path, body, key=f"{key}-{attempt}" if attempt else key)
+            job = self.get(f"/v1/jobs/{told['id']}")  # as it is by now: what was told stays what it was
             if job["state"] not in {"failed", "cancelled"}:
                 break
         done = self.wait(job)

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
 from curation.keys import digest
+from service.api.once import OncePerKey
 from service.api.routes import (
     ADMINISTERS,
     OWN_READS,
@@ -34,7 +35,7 @@ from service.stages import Gone, Invalid, NotFound, StoreFailed
 from service.store.datasets import DatasetVersion
 from service.store.prompts import no_prompts
 
-router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
+router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=OncePerKey)
 LATEST = "latest"
 IMMUTABLE = "public, max-age=31536000, immutable"
 MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "application/x-ndjson"}

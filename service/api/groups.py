@@ -14,6 +14,7 @@ from curation.choice import reason_of
 from curation.foreign import Format, MappingChange, group_of, joined, mapping_of
 from curation.recorded import RECORDED, GroupIn, Numbered
 from service.api.bodies import rows_rejected, sift_rows
+from service.api.once import OncePerKey
 from service.api.routes import OWN_READS, OWN_WRITES, CallerDep, Cursor, Limit, PartsDep, limits, refuse_others
 from service.api.wire import (
     GroupDetailOut,
@@ -31,7 +32,7 @@ from service.stages import Invalid
 from service.store.groups import no_group
 from service.verifiers.panel import Panel
 
-router = APIRouter(prefix="/v1", tags=["groups"])
+router = APIRouter(prefix="/v1", tags=["groups"], route_class=OncePerKey)
 
 
 @router.get("/groups", dependencies=[OWN_READS])

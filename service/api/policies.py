@@ -2,6 +2,7 @@
 
 from fastapi import APIRouter
 
+from service.api.once import OncePerKey
 from service.api.routes import (
     OWN_READS,
     OWN_WRITES,
@@ -20,7 +21,7 @@ from service.parts import Parts
 from service.publishing import PublishRequest
 from service.stages import Conflict
 
-router = APIRouter(prefix="/v1/policies", tags=["policies"])
+router = APIRouter(prefix="/v1/policies", tags=["policies"], route_class=OncePerKey)
 
 
 @router.post("", status_code=202, dependencies=[OWN_WRITES])

@@ -7,6 +7,7 @@ from fastapi import APIRouter, Query, Request
 
 from service.api.bodies import read_rows
 from service.api.faults import refuse_faulty
+from service.api.once import OncePerKey
 from service.api.routes import READS, WRITES, Cursor, Limit, PartsDep
 from service.api.wire import (
     Page,
@@ -20,7 +21,7 @@ from service.api.wire import (
 )
 from service.run_config import NAME
 
-router = APIRouter(prefix="/v1/prompts", tags=["prompts"])
+router = APIRouter(prefix="/v1/prompts", tags=["prompts"], route_class=OncePerKey)
 SetName = Annotated[str, Query(alias="set", pattern=NAME)]
 
 

@@ -4,6 +4,7 @@ import asyncio
 
 from fastapi import APIRouter, Response
 
+from service.api.once import OncePerKey
 from service.api.routes import (
     OWN_READS,
     OWN_WRITES,
@@ -22,7 +23,7 @@ from service.rescoring import RescoreRequest
 from service.run_config import RunConfig
 from service.stages import Invalid
 
-router = APIRouter(prefix="/v1/runs", tags=["runs"])
+router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=OncePerKey)
 
 
 @router.post("", status_code=201, dependencies=[OWN_WRITES])

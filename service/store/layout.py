@@ -17,7 +17,7 @@ from service.stages import StoreFailed
 from service.store.segments import Manifest, Segment, Segments
 
 HERE = Path(__file__).parent
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 TABLES = (HERE / "tables.sql").read_text()
 VIEWS = (HERE / "views.sql").read_text()
 SCHEMA_1 = (HERE / "schema_1.sql").read_text()

@@ -47,3 +47,4 @@ create table if not exists hot.leases (
 create table if not exists hot.lease_events (
     lease varchar, seq integer, state varchar, seconds double, told_at timestamp
 );
+create table if not exists hot.answers (answer varchar, request varchar, status integer, body varchar, told_at timestamp);
