@@ -18,8 +18,8 @@ from service.store.groups import PlannedVisit, StoredGroup
 
 
 class Verify(Protocol):
-    async def __call__(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, in their order."""
+    async def __call__(self, prompt: Prompt, texts: Sequence[str], run: str) -> list[Verdict]:
+        """One verdict per text, in their order; the run is the one whose turn it takes."""
 
 
 Append = Callable[[StoredGroup], Awaitable[None]]
@@ -73,5 +73,5 @@ async def _judged(seeds: Sequence[int], prompt: Prompt, run: RunConfig, engine: 
     with stage(EngineFailed, f"sampling prompt {prompt.id}"):
         sampled = await engine.sample(prompt.text, run.sampling, seeds)
     seconds = time.monotonic() - started
-    verdicts = await verify(prompt, [completion.text for completion in sampled.completions_G])
+    verdicts = await verify(prompt, [completion.text for completion in sampled.completions_G], run.name)
     return _Part(list(map(Rollout, sampled.completions_G, verdicts)), sampled.policy_version, seconds)

@@ -12,7 +12,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum, auto
-from typing import Any
+from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
@@ -25,6 +25,7 @@ from service.engines.base import Engine
 from service.engines.room import EngineRoom
 from service.jobs import Cancelled, Job
 from service.run_config import RunConfig
+from service.shares import Shares
 from service.stages import Invalid, StageError
 from service.store.groups import Groups, PlannedVisit, StoredGroup
 from service.store.prompts import Prompts
@@ -96,6 +97,13 @@ class Spent:
         return any(limit is not None and used >= limit for used, limit in limits)
 
 
+class Learned(NamedTuple):
+    """What is left of a group once it is stored: its texts are no longer in memory."""
+
+    rewards_G: tuple[float, ...]
+    policy_version: int
+
+
 class Harvest:
     """One rollouts job at work."""
 
@@ -108,9 +116,11 @@ class Harvest:
         engine: Engine,
         verify: Verify,
         groups: Groups,
+        at_work: Shares,
         now: Callable[[], datetime],
         report: Report,
     ) -> None:
+        """`at_work` is for the completions that are being sampled, judged or stored."""
         self._job = job
         self._run = run
         self._prompts = prompts
@@ -118,6 +128,7 @@ class Harvest:
         self._engine = engine
         self._verify = verify
         self._groups = groups
+        self._at_work = at_work
         self._now = now
         self._report = report
         self._sampling: set[str] = set()
@@ -230,23 +241,23 @@ class Harvest:
                     state.step,
                     number,
                     visit.decision.action,
-                    group.group.rewards_G if group else None,
-                    group.group.policy_version if group else None,
+                    group.rewards_G if group else None,
+                    group.policy_version if group else None,
                 )
             )
 
-    async def _collect_all(self, planned: list[PlannedVisit]) -> dict[str, StoredGroup]:
-        """The stored groups by prompt. Raises the last StageError when not a single one could be stored."""
+    async def _collect_all(self, planned: list[PlannedVisit]) -> dict[str, Learned]:
+        """What the stored groups tell, by prompt. Raises the last StageError when not a single one could be stored."""
         self._job.progress = {"round": {"sampling": len(planned), "done": 0}}
         self._sampling = {p.visit.prompt_id for p in planned}
         outcomes = await asyncio.gather(*(self._collect_one(p) for p in planned))
-        stored = {group.group.prompt.id: group for group in outcomes if isinstance(group, StoredGroup)}
+        stored = {p.visit.prompt_id: one for p, one in zip(planned, outcomes, strict=True) if isinstance(one, Learned)}
         failures = [outcome for outcome in outcomes if isinstance(outcome, StageError)]
         if failures and not stored:
             raise failures[-1]
         return stored
 
-    async def _collect_one(self, planned: PlannedVisit) -> StoredGroup | StageError:
+    async def _collect_one(self, planned: PlannedVisit) -> Learned | StageError:
         prompt = self._prompts[planned.visit.prompt_id]
 
         async def append(stored: StoredGroup) -> None:
@@ -254,14 +265,17 @@ class Harvest:
             await self._groups.append(stored, self._run.retain, self._now(), patient=bool(self._sampling))
 
         try:
-            group = await collect(planned, prompt, self._run, engine=self._engine, verify=self._verify, append=append)
+            async with self._at_work.hold(self._run.name, planned.rollouts or self._run.sampling.n):
+                group = await collect(
+                    planned, prompt, self._run, engine=self._engine, verify=self._verify, append=append
+                )
         except StageError as failure:
             await self._groups.fail(planned, type(failure).__name__, str(failure), self._now())
             return failure
         finally:
             self._sampling.discard(prompt.id)
             self._job.progress["round"]["done"] += 1
-        return group
+        return Learned(group.group.rewards_G, group.group.policy_version)
 
 
 async def admit(request: RolloutsRequest, run: RunConfig, *, prompts: Prompts, engines: EngineRoom) -> None:

@@ -69,7 +69,7 @@ async def import_groups(
     known = await groups.existing(ids)
     first = {group_id: i for i, group_id in reversed(list(enumerate(ids)))}
     fresh = [i for i, group_id in enumerate(ids) if group_id not in known and first[group_id] == i]
-    judged = await asyncio.gather(*(_judge(prompts[i], rows[i], verify) for i in fresh))
+    judged = await asyncio.gather(*(_judge(prompts[i], rows[i], run_name, verify) for i in fresh))
 
     def commit(tx: Transaction) -> tuple[int, list[StoredGroup]]:
         # Whoever imported the same while these were judged has already stored them.
@@ -105,11 +105,11 @@ def _group_id(run: str, prompt: Prompt, row: GroupIn) -> str:
     return "g_" + digest(run, JOB, prompt.id, canonical_json(recorded), *version)
 
 
-async def _judge(prompt: Prompt, row: GroupIn, verify: Verify) -> tuple[Rollout, ...]:
+async def _judge(prompt: Prompt, row: GroupIn, run: str, verify: Verify) -> tuple[Rollout, ...]:
     if row.verifier == RECORDED:
         verdicts = [_as_recorded(rollout.reward) for rollout in row.rollouts]
     else:
-        verdicts = await verify(prompt, [rollout.text for rollout in row.rollouts])
+        verdicts = await verify(prompt, [rollout.text for rollout in row.rollouts], run)
     return tuple(Rollout(_completion(r), verdict) for r, verdict in zip(row.rollouts, verdicts, strict=True))
 
 

@@ -30,6 +30,7 @@ from service.leasing import Leasing
 from service.publishing import publish
 from service.rescoring import rescore
 from service.settings import EngineChoice, ReloadMode, Settings
+from service.shares import Shares
 from service.sql.console import Console, Limits
 from service.stages import Conflict, Refused, StageError
 from service.store.answers import Answers
@@ -56,6 +57,9 @@ from service.verifiers.worker import Limits as VerifierLimits
 logger = logging.getLogger(__name__)
 MODEL_LIMITS = VerifierLimits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT, load_seconds=900.0)
 """Of a reward model in a worker process; with two of them in turn, loading counts against the check."""
+WINDOWS_AT_WORK, LEAST_AT_WORK = 4, 1024
+"""Completions that are sampled, judged and stored at once, of all runs: as many as four times what the engines take, so
+that they always have something to do, and no more, so that slow verifiers fill no memory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,6 +119,8 @@ class Parts:
     leasing: Leasing
     console: Console
     keyring: Keyring
+    bodies: Shares
+    """Bytes of requests."""
     now: Callable[[], datetime]
 
     @property
@@ -216,8 +222,19 @@ async def open_parts(
         await leasing.resume()
         console = _console(settings, store)
         closing.push_async_callback(console.close)
-        freezer, keyring = _freezer(settings, store, now), Keyring(settings.data)
-        yield Parts(settings, store, engines, panel, jobs, freezer, leasing, console, keyring, now)
+        yield Parts(
+            settings,
+            store,
+            engines,
+            panel,
+            jobs,
+            _freezer(settings, store, now),
+            leasing,
+            console,
+            Keyring(settings.data),
+            Shares(lambda: settings.bodies_mib << 20),
+            now,
+        )
 
 
 def _console(settings: Settings, store: Store) -> Console:
@@ -258,6 +275,7 @@ def _work(
     settings: Settings, store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], datetime]
 ) -> dict[JobKind, Work]:
     """What each kind of job does."""
+    at_work = Shares(lambda: max(LEAST_AT_WORK, WINDOWS_AT_WORK * engines.window))
 
     async def harvest(job: Job, report: Report) -> dict[str, Any]:
         run = await store.runs.get(job.run)
@@ -265,7 +283,17 @@ def _work(
         if named := RolloutsRequest.model_validate(job.request).prompts:
             prompts |= await store.prompts.get(named)
         engine = engines.engine_of(run.policy)
-        work = Harvest(job, run, prompts, engine=engine, verify=verify, groups=store.groups, now=now, report=report)
+        work = Harvest(
+            job,
+            run,
+            prompts,
+            engine=engine,
+            verify=verify,
+            groups=store.groups,
+            at_work=at_work,
+            now=now,
+            report=report,
+        )
         return await work.work()
 
     async def publish_version(job: Job, report: Report) -> dict[str, Any]:

@@ -76,7 +76,7 @@ def _parts(group_ids: list[str]) -> Iterator[list[str]]:
 
 async def _judge(group: Group, verifier: str | None, verify: Verify) -> Group:
     prompt = replace(group.prompt, verifier=verifier) if verifier else group.prompt
-    verdicts = await verify(prompt, [rollout.text for rollout in group.rollouts_G])
+    verdicts = await verify(prompt, [rollout.text for rollout in group.rollouts_G], group.run)
     return replace(group, rollouts_G=_with(group.rollouts_G, verdicts))
 
 

@@ -19,6 +19,7 @@ from service.access import OPERATOR, Caller, Keyring, is_loopback
 from service.api.errors import TooLarge, TooSlow, answer_to
 from service.parts import Parts
 from service.settings import Settings
+from service.shares import Shares
 from service.stages import Forbidden, Overloaded, Refused, StageError, Unknown
 
 ROWS = {"/v1/prompts", "/v1/rollouts/import"}
@@ -30,15 +31,14 @@ MOST_REQUESTS = 1000
 """At once; more are told to come again."""
 ROOM_SECONDS = 10.0
 """That a body waits for room."""
-STALLED_SECONDS = 60.0
-"""Between two parts of a body."""
+STALLED_SECONDS, SLOWEST = 60.0, 64 << 10
+"""That a body may take, and a second more for so many bytes of it."""
 SAFETY = {"x-content-type-options": "nosniff", "content-security-policy": "frame-ancestors 'none'"}
 
 
 class Gate:
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
-        self._room = _Room()
         self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,8 +53,10 @@ class Gate:
             if self._requests > MOST_REQUESTS:
                 raise Overloaded("too_many_requests", f"{MOST_REQUESTS} requests are being answered", retry_after=1)
             refuse_other_pages(scope["method"], headers)
-            scope["state"]["caller"] = caller_of(scope["path"], headers, parts.keyring, parts.settings)
-            scope["state"]["body"] = body = Body(scope["path"], headers, receive, parts.settings, self._room)
+            caller = scope["state"]["caller"] = caller_of(scope["path"], headers, parts.keyring, parts.settings)
+            limit = parts.settings.body_mib << 20 if scope["path"] in ROWS else SMALL_BODY
+            body = Body(headers, receive, limit, parts.bodies, caller.name if caller else "")
+            scope["state"]["body"] = body
             await self._app(scope, body.receive, body.answering(scope, send))
         except (Refused, StageError) as refusal:
             await answer_to(refusal)(scope, receive, _safely(send))
@@ -126,30 +128,6 @@ def _refuse_other_names(host: str, settings: Settings) -> None:
         raise Forbidden("unknown_host", detail) from None
 
 
-class _Room:
-    """For the bytes of all bodies together."""
-
-    def __init__(self) -> None:
-        self._used = 0
-        self._freed = asyncio.Event()
-
-    async def take(self, size: int, of: int) -> None:
-        """Raises Overloaded when there is none for too long. A body is always let in where it is alone."""
-        try:
-            async with asyncio.timeout(ROOM_SECONDS):
-                while self._used and self._used + size > of:
-                    self._freed.clear()
-                    await self._freed.wait()
-        except TimeoutError:
-            detail = f"bodies of {self._used >> 20} MiB are being read: send this again in a moment"
-            raise Overloaded("no_room", detail, retry_after=5) from None
-        self._used += size
-
-    def give(self, size: int) -> None:
-        self._used -= size
-        self._freed.set()
-
-
 def too_large(limit_bytes: int) -> TooLarge:
     return TooLarge("body_too_large", f"the body is larger than {limit_bytes >> 20} MiB; send it in parts")
 
@@ -157,30 +135,42 @@ def too_large(limit_bytes: int) -> TooLarge:
 class Body:
     """Of one request, as it comes in; and the answer, which is a refusal if the body was refused."""
 
-    def __init__(self, path: str, headers: Mapping[str, str], receive: Receive, settings: Settings, room: _Room):
-        self._limit = settings.body_mib << 20 if path in ROWS else SMALL_BODY
+    def __init__(self, headers: Mapping[str, str], receive: Receive, limit: int, room: Shares, sender: str) -> None:
         self._receive = receive
-        self._room, self._room_bytes = room, settings.bodies_mib << 20
-        self.held = 0
+        self._limit, self._room, self._sender = limit, room, sender
+        self.held = self._size = 0
+        self._deadline: float | None = None
         self._is_whole = self._is_answered = False
         self._refusal: Refused | None = None
         length = headers.get("content-length", "")
-        if length.isdecimal() and int(length) > self._limit:
-            raise too_large(self._limit)
+        if length.isdecimal() and int(length) > limit:
+            raise too_large(limit)
+        # Room for all of it at once: two that grow in turn would wait for each other.
+        self._wanted = limit if "transfer-encoding" in headers else int(length or 0)
 
     async def hold(self, size: int) -> None:
-        """Takes room for so many bytes more, until the request is answered. Raises Overloaded."""
-        await self._room.take(size, self._room_bytes)
+        """Takes room for so many bytes more, until the request is answered. Raises Overloaded where there is none for
+        too long."""
+        try:
+            async with asyncio.timeout(ROOM_SECONDS):
+                await self._room.take(self._sender, size)
+        except TimeoutError:
+            detail = f"bodies of {self._room.held >> 20} MiB are being read: send this again in a moment"
+            raise Overloaded("no_room", detail, retry_after=5) from None
         self.held += size
 
     def let_go(self, size: int) -> None:
-        self._room.give(size)
+        self._room.give(self._sender, size)
         self.held -= size
 
     async def receive(self) -> Message:
         if self._is_whole or self._is_answered:
             return await self._receive()
         try:
+            if self._wanted:
+                await self.hold(self._wanted)
+                self._wanted = 0
+                self._deadline = asyncio.get_running_loop().time() + STALLED_SECONDS + self.held / SLOWEST
             return await self._next()
         except Refused as refusal:
             self._refusal = refusal
@@ -188,16 +178,17 @@ class Body:
 
     async def _next(self) -> Message:
         try:
-            async with asyncio.timeout(STALLED_SECONDS):
+            async with asyncio.timeout_at(self._deadline):
                 message = await self._receive()
         except TimeoutError:
-            raise TooSlow("body_stalled", f"no part of the body came in {STALLED_SECONDS:g} seconds") from None
+            raise TooSlow("body_too_slow", f"the body comes slower than {SLOWEST >> 10} KiB a second") from None
         if message["type"] == "http.request":
-            self._is_whole = not message.get("more_body", False)
-            size = len(message.get("body", b""))
-            if self.held + size > self._limit:
+            self._size += len(message.get("body", b""))
+            if self._size > self._limit:
                 raise too_large(self._limit)
-            await self.hold(size)
+            self._is_whole = not message.get("more_body", False)
+            if self._is_whole:
+                self.let_go(self.held - self._size)
         return message
 
     def answering(self, scope: Scope, send: Send) -> Send:

@@ -69,6 +69,7 @@ async def ask(
         offset=int(body.cursor or 0),
         seconds=min(body.timeout_ms / 1000, parts.settings.sql_seconds),
         runs=await _seen_by(caller, parts),
+        asker=caller.name,
     )
     return await _answer(question, parts, request)
 

@@ -43,6 +43,11 @@ class EngineRoom:
         """False for a policy whose checkpoint was gone when the service was started."""
         return policy in self._engines
 
+    @property
+    def window(self) -> int:
+        """Completions that all engines together take at once."""
+        return sum(worker.window for views in self.workers().values() for worker in views)
+
     def workers(self) -> dict[str, list[WorkerView]]:
         """Every worker, by policy."""
         return {policy: engine.workers() for policy, engine in sorted(self._engines.items())}

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from service.bubblewrap import NOBODY, nameless, path_of, seccomp_program
+from service.shares import Shares
 from service.sql.views import DATASETS, SEGMENTS, definitions
 from service.stages import Invalid, Refused, StageError
 from service.store.datasets import Datasets
@@ -34,7 +35,7 @@ FRAME = struct.Struct(">cI")
 FRESH_SECONDS = 2.0
 """Rows that are older are in every answer."""
 MOST_WAITING = 64
-"""Questions; more are told to come again."""
+"""Questions of one asker; more are told to come again."""
 READY_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
 HEADROOM = 2 << 30
@@ -73,6 +74,8 @@ class Question:
     seconds: float = 10.0
     runs: Sequence[str] | None = None
     """Those whose rows may be seen; None for all."""
+    asker: str = ""
+    """Whose turn it takes."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,7 @@ class Console:
         self._limits = limits
         self._dataset_root = dataset_root
         self._idle: list[_Child] = []
-        self._free = asyncio.Semaphore(limits.processes)
-        self._waiting = 0
+        self._turns = Shares(lambda: limits.processes)
         self._settling: set[asyncio.Task[Any]] = set()
         self._living: set[_Child] = set()
         self._closed = False
@@ -106,7 +108,7 @@ class Console:
         Raises Invalid for a question that is none, TimedOut, Busy, and SqlFailed where no container can be had. Once
         the first bytes are there, an answer that cannot be finished ends in SqlFailed.
         """
-        async with self._child() as child:
+        async with self._child(question.asker) as child:
             await asyncio.to_thread(self._sealer.seal, younger_than=FRESH_SECONDS)
             with self._duck.pinned() as layout:
                 datasets = await self._datasets.versions()
@@ -164,29 +166,25 @@ class Console:
         return json.dumps(told).encode() + b"\n"
 
     @asynccontextmanager
-    async def _child(self) -> AsyncIterator["_Child"]:
+    async def _child(self, asker: str) -> AsyncIterator["_Child"]:
         """A process that waits for a question; afterwards it is the next one's, or there is a new one in its place."""
-        if self._waiting >= MOST_WAITING:
-            raise Busy("sql_busy", f"{self._waiting} questions wait already: ask again in a moment", retry_after=1)
-        self._waiting += 1
-        try:
-            await self._free.acquire()
-        finally:
-            self._waiting -= 1
+        if self._turns.waiting(asker) >= MOST_WAITING:
+            raise Busy("sql_busy", f"{MOST_WAITING} questions wait already: ask again in a moment", retry_after=1)
+        await self._turns.take(asker, 1)
         # A start that is cut short leaves half a container behind: it goes on when whoever asked is gone.
         start = self._task(self._next())
         try:
             child = await asyncio.shield(start)
         except asyncio.CancelledError:
-            self._task(self._kept(start))
+            self._task(self._kept(start, asker))
             raise
         except BaseException:
-            self._free.release()
+            self._turns.give(asker, 1)
             raise
         try:
             yield child
         finally:
-            self._task(self._settle(child))
+            self._task(self._settle(child, asker))
 
     def _task(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """It ends before the console is closed."""
@@ -195,14 +193,14 @@ class Console:
         task.add_done_callback(self._settling.discard)
         return task
 
-    async def _kept(self, start: "asyncio.Task[_Child]") -> None:
+    async def _kept(self, start: "asyncio.Task[_Child]", asker: str) -> None:
         """What nobody waits for any more is the next one's."""
         try:
             self._idle.append(await start)
         except SqlFailed:
             pass  # the next question will say so
         finally:
-            self._free.release()
+            self._turns.give(asker, 1)
 
     async def _next(self) -> "_Child":
         while self._idle:
@@ -212,7 +210,7 @@ class Console:
             await self._ended(child)
         return await self._started()
 
-    async def _settle(self, child: "_Child") -> None:
+    async def _settle(self, child: "_Child", asker: str) -> None:
         try:
             if not await child.is_ready():
                 await self._ended(child)  # whatever it still does, it must not go on
@@ -221,7 +219,7 @@ class Console:
         except SqlFailed:
             pass  # the next question will say so
         finally:
-            self._free.release()
+            self._turns.give(asker, 1)
 
     async def _ended(self, child: "_Child") -> None:
         await child.end()

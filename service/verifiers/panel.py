@@ -48,15 +48,15 @@ class Panel:
         await asyncio.to_thread(self._pool.close)
         await asyncio.to_thread(self._models.close)
 
-    async def verify(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
-        """One verdict per text, in their order. Waits while a verifier that is asked is blind. Raises VerifierFailed
-        where no verdict can be reached at all."""
+    async def verify(self, prompt: Prompt, texts: Sequence[str], run: str = "") -> list[Verdict]:
+        """One verdict per text, in their order; runs take turns. Waits while a verifier that is asked is blind. Raises
+        VerifierFailed where no verdict can be reached at all."""
         self.waiting += len(texts)
         try:
             for one in self._checks(prompt):
                 self._used.add(one.verifier)
                 await self._sees(one.verifier).wait()
-            verdicts = await self._judge(self._checks(prompt), texts)
+            verdicts = await self._judge(self._checks(prompt), texts, run)
         finally:
             self.waiting -= len(texts)
         self.tally.update((verdict.verifier, verdict.outcome) for verdict in verdicts)
@@ -64,7 +64,7 @@ class Panel:
 
     async def try_out(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:
         """`verify` ahead of everything that waits, blind or not, and not counted."""
-        return await self._judge(self._checks(prompt), texts, first=True)
+        return await self._judge(self._checks(prompt), texts, "", first=True)
 
     async def question_faults(self, prompts: Collection[Prompt]) -> dict[str, str]:
         """Why a prompt can never be judged, by prompt id, for those that cannot: what an empty completion gets. Only
@@ -75,7 +75,7 @@ class Panel:
     async def _question_fault(self, prompt: Prompt) -> str:
         for one in self._checks(prompt):
             if isinstance(one.where, Local) and one.where.canary:
-                [verdict] = await self._ask(one, [""])
+                [verdict] = await self._ask(one, [""], "")
                 if verdict.outcome in QUESTIONABLE:
                     return f"{verdict.outcome}: {verdict.detail}"
         return ""
@@ -111,20 +111,20 @@ class Panel:
             raise VerifierFailed(f"prompt {prompt.id}: {error}") from error
 
     async def _judge(
-        self, checks: Sequence[WeightedCheck], texts: Sequence[str], *, first: bool = False
+        self, checks: Sequence[WeightedCheck], texts: Sequence[str], run: str, *, first: bool = False
     ) -> list[Verdict]:
-        each = await asyncio.gather(*(self._ask(one, texts, first=first) for one in checks))
+        each = await asyncio.gather(*(self._ask(one, texts, run, first=first) for one in checks))
         weights = [one.weight for one in checks]
         return [combined(weights, verdicts) for verdicts in zip(*each, strict=True)]
 
-    async def _ask(self, one: WeightedCheck, texts: Sequence[str], *, first: bool = False) -> list[Verdict]:
+    async def _ask(self, one: WeightedCheck, texts: Sequence[str], run: str, *, first: bool = False) -> list[Verdict]:
         if isinstance(one.where, Local):
             pool = self._models if one.where.is_model else self._pool
-            return await pool.verify(one.check, texts, first=first)
+            return await pool.verify(one.check, texts, run, first=first)
         line = self._lines.setdefault(one.where.url, Line(one.where.url))
         if first:
             line = line.beside()
-        judged = await judgements(one.where.speaks, line, one.check.question, texts)
+        judged = await judgements(one.where.speaks, line.of(run), one.check.question, texts)
         return [Verdict(j.outcome, j.reward, one.check.label, seconds, j.detail) for j, seconds in judged]
 
 

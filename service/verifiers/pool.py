@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import Any
 
 from curation.records import Outcome, Verdict
+from service.shares import Shares
 from service.stages import VerifierFailed, stage
 from service.verifiers import worker
 from service.verifiers.base import Question
@@ -29,6 +30,8 @@ from service.verifiers.worker import OUT_OF_MEMORY, Limits
 
 END_SECONDS = 120.0
 """Until a process that is ending has ended, on a busy machine too."""
+TEXTS_PER_TURN = 8
+"""Of one run, while others wait."""
 CHECKS_PER_WORKER = 2000
 """Then it is replaced: whatever leaks has an end."""
 PRELOADED = (worker.__name__, "service.verifiers.math_rule")
@@ -61,6 +64,7 @@ class VerifierPool:
         self._idle: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         for idle in self._workers:
             self._idle.put(idle)
+        self._turns = Shares(lambda: workers)
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="verifier")
         self._first = ThreadPoolExecutor(1, thread_name_prefix="verifier-first")
 
@@ -74,14 +78,19 @@ class VerifierPool:
         """Workers that a check cost."""
         return sum(one.lost for one in self._workers)
 
-    async def verify(self, check: Check, texts: Sequence[str], *, first: bool = False) -> list[Verdict]:
-        """One verdict per text, in their order; `first` waits for the next free worker only, not in the queue."""
+    async def verify(self, check: Check, texts: Sequence[str], run: str = "", *, first: bool = False) -> list[Verdict]:
+        """One verdict per text, in their order. Runs take turns of a few texts; `first` waits for the next free worker
+        only."""
         different = list(dict.fromkeys(texts))
+        verdicts: list[Verdict] = []
         loop = asyncio.get_running_loop()
         with stage(VerifierFailed, f"verifying with {check.label}"):
-            verdicts = await loop.run_in_executor(
-                self._first if first else self._threads, self._verify, check, different
-            )
+            if first:
+                verdicts = await loop.run_in_executor(self._first, self._verify, check, different)
+            while len(verdicts) < len(different):
+                part = different[len(verdicts) : len(verdicts) + TEXTS_PER_TURN]
+                async with self._turns.hold(run):
+                    verdicts += await loop.run_in_executor(self._threads, self._verify, check, part)
         verdict_of = dict(zip(different, verdicts, strict=True))
         return [verdict_of[text] for text in texts]
 

@@ -7,11 +7,13 @@
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
+from copy import copy
 from typing import Any, Protocol
 
 import aiohttp
 
 from curation.records import Outcome
+from service.shares import Shares
 from service.verifiers.base import Judgement, OutOfTime, Question, dialogue, storable
 from service.verifiers.rewards import ChatRewardOptions, rewarded, scored
 
@@ -38,17 +40,25 @@ class Line:
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
-        self._room = asyncio.Semaphore(AT_ONCE)
+        self._turns = Shares(lambda: AT_ONCE)
+        self._run = ""
         self._session: aiohttp.ClientSession | None = None
 
     async def post(self, path: str, body: dict[str, Any]) -> Any:
         """The JSON it answers. Raises Failed, OutOfTime."""
-        async with self._room:
+        async with self._turns.hold(self._run):
             try:
                 return await self._post(path, body)
             except Failed:
                 await asyncio.sleep(RETRY_PAUSE)
                 return await self._post(path, body)
+
+    def of(self, run: str) -> "Line":
+        """The same, where this run takes its turns."""
+        line = copy(self)
+        line._run = run
+        line._session = self._session = self._session or _session()
+        return line
 
     def beside(self) -> "Line":
         """The same server, past everything that waits for it. Needs no closing."""

@@ -141,7 +141,7 @@ def test_a_small_answer_does_not_wait_for_the_acknowledgement_of_its_head(served
 def test_requests_that_do_not_wait_for_answers_get_all_of_them(served: Served) -> None:
     with served.connect() as connection, served.connect():
         path = urlsplit(served.url).path
-        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
+        connection.sendall(f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode())
         answers = b"".join(iter(lambda: connection.recv(2**20), b""))
 
     for answer in answers.split(b"HTTP/1.1 200 OK\r\n")[1:]:
