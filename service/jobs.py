@@ -3,20 +3,27 @@
 - A job's state is its newest stored event; a final state is never left.
 - Every job that was accepted comes to a final state, if need be after a restart.
 - Cancelling stops *asking*: what is already sampling is finished and stored.
+- Memory has what is unfinished, and the last that ended; the others are read when somebody asks.
 """
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections import Counter, deque
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from enum import StrEnum, auto
 from typing import Any, Protocol
+from weakref import WeakValueDictionary
 
-from service.stages import Conflict, NotFound, Refused, StageError
+from service.stages import Busy, Conflict, NotFound, Overloaded, Refused, StageError
 
 Json = dict[str, Any]
 logger = logging.getLogger(__name__)
+MOST_UNFINISHED_OF_ONE, MOST_UNFINISHED = 100, 1000
+"""Jobs on one run, policy or dataset, and on all; more are told to come again."""
+MOST_ENDED = 1000
+"""That are kept in memory."""
 
 
 class JobState(StrEnum):
@@ -92,7 +99,16 @@ class JobLog(Protocol):
 
     async def append(self, job_id: str, event: JobEvent) -> None: ...
 
-    async def all(self) -> list[Job]: ...
+    async def find(self, job_id: str) -> Job | None: ...
+
+    async def unfinished(self) -> list[Job]:
+        """Oldest first."""
+
+    async def newest(self, limit: int, runs: Sequence[str] | None) -> list[Job]:
+        """Of these runs, policies and datasets, or of all."""
+
+    async def runs(self) -> list[str]:
+        """What jobs work or worked on."""
 
 
 Work = Callable[[Job, Callable[[Json], Awaitable[None]]], Awaitable[Json]]
@@ -119,57 +135,67 @@ class JobBoard:
         self._work = work
         self._now = now
         self._jobs: dict[str, Job] = {}
-        self._turns: dict[str, asyncio.Lock] = {}
+        self._ended: deque[str] = deque()
+        """The last that ended, which somebody may be about to ask for."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
 
     async def resume(self) -> list[str]:
         """Takes up the jobs that an earlier process left unfinished, oldest first; returns their ids."""
-        self._jobs = {job.id: job for job in await self._log.all()}
-        unfinished = [job for job in self._jobs.values() if not job.state.is_final]
-        for job in unfinished:
+        self._jobs = {job.id: job for job in await self._log.unfinished()}
+        for job in self._jobs.values():
             self._start(job)
-        return [job.id for job in unfinished]
+        return list(self._jobs)
 
     async def submit(self, job_id: str, kind: JobKind, run: str, request: Json) -> Job:
-        """A job is accepted once it is stored. The same id with the same request gives the same job."""
-        now = self._now()
-        job = Job(job_id, kind, run, request, now, [JobEvent(1, JobState.QUEUED, {}, now)])
-        if known := self._jobs.get(job_id):
+        """A job is accepted once it is stored. The same id with the same request gives the same job. Raises Busy, or
+        Overloaded, when too many wait already."""
+        # Once more after the look on disk: meanwhile somebody may have submitted the same.
+        if known := await self.find(job_id) or self._jobs.get(job_id):
             if (known.kind, known.run, known.request) != (kind, run, request):
                 raise Conflict("idempotency_conflict", f"job {job_id} was made by a different request")
+            if not known.state.is_final and known.id not in self._jobs:  # nobody knew whether it was stored
+                self._jobs[known.id] = known
+                self._start(known)
             return known
+        self._refuse_too_many(run)
+        now = self._now()
+        job = Job(job_id, kind, run, request, now, [JobEvent(1, JobState.QUEUED, {}, now)])
         self._jobs[job_id] = job
+        await asyncio.shield(self._task(self._accept(job)))  # whoever stops waiting does not stop what is half done
+        return job
+
+    async def _accept(self, job: Job) -> None:
         try:
             await self._log.add(job)
         except BaseException:
-            del self._jobs[job_id]
+            del self._jobs[job.id]
             raise
         self._start(job)
-        return job
 
-    def get(self, job_id: str) -> Job:
-        if job_id not in self._jobs:
-            raise no_job(job_id)
-        return self._jobs[job_id]
+    async def get(self, job_id: str) -> Job:
+        """Raises NotFound."""
+        if job := await self.find(job_id):
+            return job
+        raise no_job(job_id)
 
-    def find(self, job_id: str) -> Job | None:
-        return self._jobs.get(job_id)
+    async def find(self, job_id: str) -> Job | None:
+        return self._jobs.get(job_id) or await self._log.find(job_id)
 
     def unfinished(self, kind: JobKind, run: str) -> Job | None:
         """The oldest of this kind that works on the run, or waits for its turn."""
         wanted = (job for job in self._jobs.values() if (job.kind, job.run) == (kind, run) and not job.state.is_final)
         return min(wanted, key=lambda job: (job.created_at, job.id), default=None)
 
-    def all(self) -> list[Job]:
-        """Newest first."""
-        return sorted(self._jobs.values(), key=lambda job: (job.created_at, job.id), reverse=True)
+    async def newest(self, limit: int, reaches: Callable[[str], bool] | None = None) -> list[Job]:
+        """Newest first; those that work on what is reached, if not all are."""
+        runs = None if reaches is None else [run for run in await self._log.runs() if reaches(run)]
+        return [self._jobs.get(job.id, job) for job in await self._log.newest(limit, runs)]
 
-    async def cancel(self, job_id: str) -> Job:
-        """Asks a job to stop; harmless on one that has ended."""
-        job = self.get(job_id)
+    def cancel(self, job: Job) -> None:
+        """Asks it to stop; harmless on one that has ended."""
         job.cancel_requested = True
-        return job
 
     async def wait(self, job: Job, *, seconds: float, beyond: int | None = None) -> None:
         """Returns when the job is final, has an event after number `beyond`, or the time is up."""
@@ -189,13 +215,28 @@ class JobBoard:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    def _refuse_too_many(self, run: str) -> None:
+        waiting = Counter(job.run for job in self._jobs.values() if not job.state.is_final)
+        if waiting[run] >= MOST_UNFINISHED_OF_ONE:
+            detail = f"{waiting[run]} jobs on {run!r} wait already: cancel some, or come again"
+            raise Busy("too_many_jobs", detail, unfinished=waiting[run], retry_after=30)
+        if waiting.total() >= MOST_UNFINISHED:
+            detail = f"{waiting.total()} jobs wait already: come again"
+            raise Overloaded("too_many_jobs", detail, unfinished=waiting.total(), retry_after=30)
+
     def _start(self, job: Job) -> None:
-        task = asyncio.create_task(self._do(job), name=job.id)
+        self._task(self._do(job))
+
+    def _task(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """It ends before the board is closed."""
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def _do(self, job: Job) -> None:
-        async with self._turns.setdefault(job.run, asyncio.Lock()):
+        turns = self._turns.setdefault(job.run, asyncio.Lock())
+        async with turns:
             if job.cancel_requested:
                 await self._tell(job, JobState.CANCELLED, {})
                 return
@@ -222,5 +263,9 @@ class JobBoard:
         event = JobEvent(job.events[-1].seq + 1, job.state.to(state), data, self._now())
         await self._log.append(job.id, event)
         job.events.append(event)
+        if state.is_final:
+            self._ended.append(job.id)
+            if len(self._ended) > MOST_ENDED:
+                self._jobs.pop(self._ended.popleft(), None)
         async with self._changed:
             self._changed.notify_all()

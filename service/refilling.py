@@ -30,7 +30,7 @@ class Refilling:
         if job := self.at_work(run):
             return job
         earlier: list[Job] = []
-        while job := self._jobs.find(_job_id(lease_id, len(earlier))):
+        while job := await self._jobs.find(_job_id(lease_id, len(earlier))):
             earlier.append(job)
         if why := _hopeless(earlier[self._told.get(lease_id, 0) :], lacking, recipe):
             self._told[lease_id] = len(earlier)

@@ -11,7 +11,8 @@
     Refused               the request cannot be carried out, and nothing was changed
     ├── Unknown           whoever asks did not say who it is, or is nobody we know
     ├── Forbidden         whoever asks may not
-    ├── Overloaded        not now: later
+    ├── Busy              whoever asks has too much waiting already
+    ├── Overloaded        everybody together has
     ├── NotFound
     ├── Gone              there was such a thing
     ├── Conflict          it contradicts what is already there
@@ -65,8 +66,12 @@ class Forbidden(Refused):
     """Whoever asks may not."""
 
 
+class Busy(Refused):
+    """Whoever asks has too much waiting already: the same later."""
+
+
 class Overloaded(Refused):
-    """Too much at once: the same later."""
+    """Everybody together has too much waiting: the same later."""
 
 
 class Gone(Refused):

@@ -10,8 +10,9 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 
 from service.access import KeysUnreadable
-from service.sql.console import Busy, SqlFailed, TimedOut
+from service.sql.console import SqlFailed, TimedOut
 from service.stages import (
+    Busy,
     Conflict,
     EngineFailed,
     Forbidden,

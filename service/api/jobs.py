@@ -1,7 +1,6 @@
 """/v1/jobs"""
 
 from collections.abc import AsyncIterator
-from itertools import islice
 from typing import Annotated
 
 from fastapi import APIRouter, Depends, Header, Query
@@ -17,9 +16,9 @@ HEARTBEAT_SECONDS = 15.0
 Wait = Annotated[float, Query(ge=0, le=60, description="Answer at the end of the job, or after so many seconds.")]
 
 
-def _own(job_id: str, parts: PartsDep, caller: CallerDep) -> Job:
+async def _own(job_id: str, parts: PartsDep, caller: CallerDep) -> Job:
     """What is none of the caller's is not there."""
-    job = parts.jobs.get(job_id)
+    job = await parts.jobs.get(job_id)
     if not caller.reaches(job.run):
         raise no_job(job_id)
     return job
@@ -31,8 +30,7 @@ JobDep = Annotated[Job, Depends(_own)]
 @router.get("", dependencies=[OWN_READS])
 async def list_jobs(parts: PartsDep, caller: CallerDep) -> list[JobOut]:
     """Newest first."""
-    own = (job for job in parts.jobs.all() if caller.reaches(job.run))
-    return [JobOut.of(job) for job in islice(own, 1000)]
+    return [JobOut.of(job) for job in await parts.jobs.newest(1000, caller.reaches if caller.names else None)]
 
 
 @router.get("/{job_id}", dependencies=[OWN_READS])
@@ -45,7 +43,8 @@ async def get_job(job: JobDep, parts: PartsDep, wait: Wait = 0) -> JobOut:
 @router.delete("/{job_id}", status_code=202, dependencies=[OWN_WRITES])
 async def cancel_job(job: JobDep, parts: PartsDep) -> JobOut:
     """Stops asking for more; groups that are sampling are finished and stored."""
-    return JobOut.of(await parts.jobs.cancel(job.id))
+    parts.jobs.cancel(job)
+    return JobOut.of(job)
 
 
 @router.get("/{job_id}/events", response_class=StreamingResponse, dependencies=[OWN_READS])

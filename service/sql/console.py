@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 from service.bubblewrap import NOBODY, nameless, path_of, seccomp_program
 from service.shares import Shares
 from service.sql.views import DATASETS, SEGMENTS, definitions
-from service.stages import Invalid, Refused, StageError
+from service.stages import Busy, Invalid, Refused, StageError
 from service.store.datasets import Datasets
 from service.store.duck import Duck
 from service.store.layout import tables_of
@@ -48,10 +48,6 @@ class SqlFailed(StageError):
 
 class TimedOut(Refused):
     """The question took longer than it may."""
-
-
-class Busy(Refused):
-    """Too many questions at once."""
 
 
 class Format(StrEnum):

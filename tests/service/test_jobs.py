@@ -1,14 +1,25 @@
 """Jobs: legal moves only, one at a time per run, each to its end."""
 
 import asyncio
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from service.jobs import Cancelled, Job, JobBoard, JobEvent, JobKind, JobState
-from service.stages import Conflict, EngineFailed, Invalid
+from service.jobs import (
+    MOST_ENDED,
+    MOST_UNFINISHED,
+    MOST_UNFINISHED_OF_ONE,
+    Cancelled,
+    Job,
+    JobBoard,
+    JobEvent,
+    JobKind,
+    JobState,
+)
+from service.stages import Busy, Conflict, EngineFailed, Invalid, Overloaded, StoreFailed
 
 
 class Log:
@@ -25,8 +36,18 @@ class Log:
         self.jobs[job_id].events.append(event)
         self.events.append((job_id, event))
 
-    async def all(self) -> list[Job]:
-        return list(self.jobs.values())
+    async def find(self, job_id: str) -> Job | None:
+        return self.jobs.get(job_id)
+
+    async def unfinished(self) -> list[Job]:
+        return [job for job in self.jobs.values() if not job.state.is_final]
+
+    async def newest(self, limit: int, runs: Sequence[str] | None) -> list[Job]:
+        wanted = [job for job in reversed(self.jobs.values()) if runs is None or job.run in runs]
+        return wanted[:limit]
+
+    async def runs(self) -> list[str]:
+        return list({job.run for job in self.jobs.values()})
 
 
 def now() -> datetime:
@@ -130,8 +151,9 @@ def test_what_a_dead_process_left_is_taken_up_again() -> None:
         await first.close()
         second = JobBoard(log, {JobKind.ROLLOUTS: ends}, now)
         assert await second.resume() == ["j"]
-        await second.wait(second.get("j"), seconds=5)
-        return second.get("j")
+        job = await second.get("j")
+        await second.wait(job, seconds=5)
+        return job
 
     assert asyncio.run(run()).result == {"resumed": True}
 
@@ -149,3 +171,93 @@ def test_the_same_id_for_another_request_is_a_conflict() -> None:
         await board.close()
 
     asyncio.run(run())
+
+
+def test_too_many_jobs_on_one_run_are_refused_and_those_on_others_are_not() -> None:
+    async def never_ends(job: Job, report: Any) -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    async def run() -> None:
+        board = JobBoard(Log(), {JobKind.ROLLOUTS: never_ends}, now)
+        for number in range(MOST_UNFINISHED_OF_ONE):
+            await board.submit(f"j{number}", JobKind.ROLLOUTS, "flood", {})
+        with pytest.raises(Busy) as refused:
+            await board.submit("one more", JobKind.ROLLOUTS, "flood", {})
+        assert refused.value.extra["retry_after"] > 0
+        await board.submit("j0", JobKind.ROLLOUTS, "flood", {})  # which is there
+        await board.submit("another's", JobKind.ROLLOUTS, "r", {})
+        for number in range(MOST_UNFINISHED - MOST_UNFINISHED_OF_ONE - 1):
+            await board.submit(f"k{number}", JobKind.ROLLOUTS, f"r{number}", {})
+        with pytest.raises(Overloaded):
+            await board.submit("k", JobKind.ROLLOUTS, "last", {})
+        await board.close()
+
+    asyncio.run(run())
+
+
+def test_jobs_that_ended_long_ago_are_not_in_memory_and_can_be_asked_for() -> None:
+    log = Log()
+
+    async def work(job: Job, report: Any) -> dict[str, Any]:
+        return {"of": job.id}
+
+    async def run() -> tuple[Job, int]:
+        board = JobBoard(log, {JobKind.ROLLOUTS: work}, now)
+        for number in range(MOST_ENDED + 5):
+            job = await board.submit(f"j{number}", JobKind.ROLLOUTS, "r", {})
+            await board.wait(job, seconds=5)
+        first = await board.get("j0")
+        again = await board.submit("j0", JobKind.ROLLOUTS, "r", {})
+        await board.close()
+        assert again.result == first.result
+        return first, len(board._jobs)
+
+    first, in_memory = asyncio.run(run())
+
+    assert (first.result, in_memory) == ({"of": "j0"}, MOST_ENDED)
+
+
+def test_a_job_that_may_have_been_stored_is_taken_up_when_it_is_asked_for_again() -> None:
+    class Unsure(Log):
+        async def add(self, job: Job) -> None:
+            known = bool(self.jobs)
+            await super().add(job)
+            if not known:
+                raise StoreFailed("it is there, but nobody knows")
+
+    async def work(job: Job, report: Any) -> dict[str, Any]:
+        return {"done": True}
+
+    async def run() -> Job:
+        board = JobBoard(Unsure(), {JobKind.ROLLOUTS: work}, now)
+        with pytest.raises(StoreFailed):
+            await board.submit("j", JobKind.ROLLOUTS, "r", {})
+        job = await board.submit("j", JobKind.ROLLOUTS, "r", {})
+        await board.wait(job, seconds=5)
+        await board.close()
+        return job
+
+    assert asyncio.run(run()).result == {"done": True}
+
+
+def test_who_stops_waiting_for_a_job_to_be_accepted_does_not_stop_it() -> None:
+    class Slow(Log):
+        async def add(self, job: Job) -> None:
+            await asyncio.sleep(0.05)
+            await super().add(job)
+
+    async def work(job: Job, report: Any) -> dict[str, Any]:
+        return {"done": True}
+
+    async def run() -> Job:
+        board = JobBoard(Slow(), {JobKind.ROLLOUTS: work}, now)
+        submitting = asyncio.create_task(board.submit("j", JobKind.ROLLOUTS, "r", {}))
+        await asyncio.sleep(0.01)
+        submitting.cancel()
+        job = await board.get("j")
+        await board.wait(job, seconds=5)
+        await board.close()
+        return job
+
+    assert asyncio.run(run()).result == {"done": True}
