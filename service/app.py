@@ -24,6 +24,7 @@ from service.api import (
     workers,
 )
 from service.api.gate import Gate
+from service.api.traffic import Traffic
 from service.parts import Parts
 
 ROUTES = (
@@ -53,7 +54,8 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
             yield {"parts": parts}
 
     app = FastAPI(title="Rollout Refinery", version="1", lifespan=lifespan)
-    app.add_middleware(Gate)
+    app.state.traffic = Traffic()
+    app.add_middleware(Gate, traffic=app.state.traffic)
     for module in ROUTES:
         app.include_router(module.router)
     errors.install(app)

@@ -2,7 +2,6 @@
 
 import asyncio
 import gc
-import logging
 import signal
 import socket
 import sys
@@ -16,9 +15,10 @@ import uvicorn
 from fastapi import FastAPI
 from pydantic import ValidationError
 
-from service import key_verbs, store_verbs
+from service import key_verbs, logs, store_verbs
 from service.access import Keyring, refuse_open_door
 from service.engines.addresses import parse_worker
+from service.logs import LogFormat
 from service.sending import SendingFiles
 from service.settings import EngineChoice, ReloadMode, Settings
 from service.verifiers.declared import parse_declared
@@ -57,6 +57,7 @@ def serve(
     unsafe_no_keys: Annotated[
         bool | None, typer.Option("--unsafe-no-keys", help="Serve on any address without asking for keys.")
     ] = None,
+    log_format: Annotated[LogFormat | None, typer.Option(help="Of the lines on stderr.")] = None,
     engine_args: Annotated[list[str] | None, typer.Argument(help="After --: arguments for the engine.")] = None,
 ) -> None:
     """Runs the service until it is interrupted.
@@ -80,6 +81,7 @@ def serve(
             "unsafe_local_code": unsafe_local_code,
             "allow_host": tuple(allow_host) if allow_host else None,
             "unsafe_no_keys": unsafe_no_keys,
+            "log_format": log_format,
             "engine_args": tuple(engine_args) if engine_args else None,
         }
         settings = Settings(**{key: value for key, value in given.items() if value is not None})
@@ -87,7 +89,7 @@ def serve(
         sys.exit("\n".join(f"refinery serve: {'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()))
     except ValueError as error:
         sys.exit(f"refinery serve: {error}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(settings.log_format, settings.log_level)
     _run(settings)
 
 
@@ -121,6 +123,7 @@ async def _server(app: FastAPI, settings: Settings) -> None:
         port=settings.port,
         http=SendingFiles,
         log_config=None,
+        access_log=False,  # its lines have what was asked; ours do not
         workers=1,  # one writer process
         timeout_graceful_shutdown=10,
     )

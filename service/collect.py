@@ -12,6 +12,7 @@ from curation.allocation import Probe
 from curation.keys import digest, seed_for
 from curation.records import Group, GroupKind, Prompt, Rollout, Verdict, kind_of
 from service.engines.base import Engine
+from service.logs import about
 from service.run_config import RunConfig
 from service.stages import EngineFailed, StoreFailed, stage
 from service.store.groups import PlannedVisit, StoredGroup
@@ -31,16 +32,17 @@ async def collect(
 ) -> StoredGroup:
     """The group of this visit, after it was committed. Raises the StageError of the stage that failed."""
     visit = planned.visit
+    group_id = "g_" + digest(run.name, prompt.id, visit.visit)
     size = planned.rollouts or run.sampling.n
     seeds = [seed_for(run.seed, "rollout", prompt.id, visit.visit, slot) for slot in range(size)]
     first = run.allocation.first if isinstance(run.allocation, Probe) else size
 
-    part = await _judged(seeds[:first], prompt, run, engine, verify)
-    parts = [part]
-    if first < size and part.is_informative:
-        parts.append(await _judged(seeds[first:], prompt, run, engine, verify))
+    with about(group=group_id):
+        part = await _judged(seeds[:first], prompt, run, engine, verify)
+        parts = [part]
+        if first < size and part.is_informative:
+            parts.append(await _judged(seeds[first:], prompt, run, engine, verify))
     rollouts = tuple(rollout for part in parts for rollout in part.rollouts)
-    group_id = "g_" + digest(run.name, prompt.id, visit.visit)
     group = Group(group_id, run.name, prompt, visit.visit, parts[0].policy_version, rollouts)
 
     stored = StoredGroup(

@@ -26,7 +26,7 @@ from service.engines.room import EngineRoom
 from service.jobs import Cancelled, Job
 from service.run_config import RunConfig
 from service.shares import Shares
-from service.stages import Invalid, StageError
+from service.stages import Invalid, StageError, StoreFailed
 from service.store.groups import Groups, PlannedVisit, StoredGroup
 from service.store.prompts import Prompts
 
@@ -102,6 +102,12 @@ class Learned(NamedTuple):
 
     rewards_G: tuple[float, ...]
     policy_version: int
+
+
+class Failed(NamedTuple):
+    """The visit has ended without a group."""
+
+    why: StageError
 
 
 class Harvest:
@@ -250,14 +256,18 @@ class Harvest:
         """What the stored groups tell, by prompt. Raises the last StageError when not a single one could be stored."""
         self._job.progress = {"round": {"sampling": len(planned), "done": 0}}
         self._sampling = {p.visit.prompt_id for p in planned}
-        outcomes = await asyncio.gather(*(self._collect_one(p) for p in planned))
+        outcomes = await asyncio.gather(*(self._collect_one(p) for p in planned), return_exceptions=True)
+        for outcome in outcomes:  # only now: whatever goes on behind a job's back may store a group twice
+            if isinstance(outcome, BaseException):
+                raise outcome
         stored = {p.visit.prompt_id: one for p, one in zip(planned, outcomes, strict=True) if isinstance(one, Learned)}
-        failures = [outcome for outcome in outcomes if isinstance(outcome, StageError)]
+        failures = [outcome.why for outcome in outcomes if isinstance(outcome, Failed)]
         if failures and not stored:
             raise failures[-1]
         return stored
 
-    async def _collect_one(self, planned: PlannedVisit) -> Learned | StageError:
+    async def _collect_one(self, planned: PlannedVisit) -> Learned | Failed:
+        """Raises StoreFailed: then nobody knows what became of the visit, and it is still open."""
         prompt = self._prompts[planned.visit.prompt_id]
 
         async def append(stored: StoredGroup) -> None:
@@ -269,9 +279,11 @@ class Harvest:
                 group = await collect(
                     planned, prompt, self._run, engine=self._engine, verify=self._verify, append=append
                 )
+        except StoreFailed:
+            raise
         except StageError as failure:
             await self._groups.fail(planned, type(failure).__name__, str(failure), self._now())
-            return failure
+            return Failed(failure)
         finally:
             self._sampling.discard(prompt.id)
             self._job.progress["round"]["done"] += 1

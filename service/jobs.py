@@ -1,13 +1,15 @@
 """Long work: accepted at once, done in the background, told as events, resumed after a restart.
 
 - A job's state is its newest stored event; a final state is never left.
-- Every job that was accepted comes to a final state, if need be after a restart.
+- Every job that was accepted comes to a final state, if need be after a restart; while the store fails it waits, and
+  goes on as after a restart.
 - Cancelling stops *asking*: what is already sampling is finished and stored.
 - Memory has what is unfinished, and the last that ended; the others are read when somebody asks.
 """
 
 import asyncio
 import logging
+import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
@@ -16,12 +18,15 @@ from enum import StrEnum, auto
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
 
-from service.stages import Busy, Conflict, NotFound, Overloaded, Refused, StageError
+from service.logs import about
+from service.stages import Busy, Conflict, NotFound, Overloaded, Refused, StageError, StoreFailed
 
 Json = dict[str, Any]
 logger = logging.getLogger(__name__)
 MOST_UNFINISHED_OF_ONE, MOST_UNFINISHED = 100, 1000
 """Jobs on one run, policy or dataset, and on all; more are told to come again."""
+STORE_PATIENCE, STORE_RETRY = 3600.0, 2.0
+"""Seconds that a job waits for a store that fails, a full disk say, and between two tries."""
 MOST_ENDED = 1000
 """That are kept in memory."""
 
@@ -183,9 +188,13 @@ class JobBoard:
     async def find(self, job_id: str) -> Job | None:
         return self._jobs.get(job_id) or await self._log.find(job_id)
 
+    def at_work(self) -> list[Job]:
+        """All that have not ended."""
+        return [job for job in self._jobs.values() if not job.state.is_final]
+
     def unfinished(self, kind: JobKind, run: str) -> Job | None:
         """The oldest of this kind that works on the run, or waits for its turn."""
-        wanted = (job for job in self._jobs.values() if (job.kind, job.run) == (kind, run) and not job.state.is_final)
+        wanted = (job for job in self.at_work() if (job.kind, job.run) == (kind, run))
         return min(wanted, key=lambda job: (job.created_at, job.id), default=None)
 
     async def newest(self, limit: int, reaches: Callable[[str], bool] | None = None) -> list[Job]:
@@ -216,7 +225,7 @@ class JobBoard:
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
     def _refuse_too_many(self, run: str) -> None:
-        waiting = Counter(job.run for job in self._jobs.values() if not job.state.is_final)
+        waiting = Counter(job.run for job in self.at_work())
         if waiting[run] >= MOST_UNFINISHED_OF_ONE:
             detail = f"{waiting[run]} jobs on {run!r} wait already: cancel some, or come again"
             raise Busy("too_many_jobs", detail, unfinished=waiting[run], retry_after=30)
@@ -237,33 +246,53 @@ class JobBoard:
     async def _do(self, job: Job) -> None:
         turns = self._turns.setdefault(job.run, asyncio.Lock())
         async with turns:
-            if job.cancel_requested:
-                await self._tell(job, JobState.CANCELLED, {})
+            with about(job=job.id, on=job.run):
+                await self._do_in_turn(job)
+
+    async def _do_in_turn(self, job: Job) -> None:
+        """To its end; over again, as after a restart, while the store fails."""
+        give_up = time.monotonic() + STORE_PATIENCE
+        while True:
+            try:
+                await self._tell(job, *await self._outcome(job))
+            except StoreFailed as failure:
+                if time.monotonic() > give_up:
+                    logger.error("waits for a restart of the service: %s", failure)
+                    return
+                logger.warning("goes on once the store works again: %s", failure)
+                await asyncio.sleep(STORE_RETRY)
+            else:
                 return
 
-            async def report(data: Json) -> None:
-                await self._tell(job, JobState.RUNNING, data)
+    async def _outcome(self, job: Job) -> tuple[JobState, Json]:
+        """Raises StoreFailed."""
+        if job.cancel_requested and job.state is JobState.QUEUED:
+            return JobState.CANCELLED, {}
 
-            try:
-                await report({})
-                result = await self._work[job.kind](job, report)
-            except Cancelled as stopped:
-                await self._tell(job, JobState.CANCELLED, stopped.result)
-            except Refused as refused:
-                await self._tell(job, JobState.FAILED, {"error": refused.code, "detail": str(refused)})
-            except StageError as failure:
-                await self._tell(job, JobState.FAILED, {"error": type(failure).__name__, "detail": str(failure)})
-            except Exception as surprise:
-                logger.exception("job %s failed in a way nobody foresaw", job.id)
-                await self._tell(job, JobState.FAILED, {"error": "internal", "detail": repr(surprise)})
-            else:
-                await self._tell(job, JobState.DONE, result)
+        async def report(data: Json) -> None:
+            await self._tell(job, JobState.RUNNING, data)
+
+        try:
+            await report({})
+            return JobState.DONE, await self._work[job.kind](job, report)
+        except Cancelled as stopped:
+            return JobState.CANCELLED, stopped.result
+        except StoreFailed:
+            raise
+        except Refused as refused:
+            return JobState.FAILED, {"error": refused.code, "detail": str(refused)}
+        except StageError as failure:
+            return JobState.FAILED, {"error": type(failure).__name__, "detail": str(failure)}
+        except Exception as surprise:
+            logger.exception("failed in a way nobody foresaw")
+            return JobState.FAILED, {"error": "internal", "detail": repr(surprise)}
 
     async def _tell(self, job: Job, state: JobState, data: Json) -> None:
         event = JobEvent(job.events[-1].seq + 1, job.state.to(state), data, self._now())
         await self._log.append(job.id, event)
         job.events.append(event)
         if state.is_final:
+            logger.info("%s job ended as %s", job.kind, state)
             self._ended.append(job.id)
             if len(self._ended) > MOST_ENDED:
                 self._jobs.pop(self._ended.popleft(), None)

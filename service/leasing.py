@@ -118,6 +118,9 @@ class Deadlines:
         self._clock = clock
         self._ends: dict[str, float] = {}
 
+    def __len__(self) -> int:
+        return len(self._ends)
+
     def start(self, lease_id: str, seconds: float) -> None:
         self._ends[lease_id] = self._clock() + seconds
 
@@ -166,6 +169,11 @@ class Leasing:
         self._refilling = Refilling(jobs)
         self._deadlines = Deadlines(clock)
         self._queues: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
+
+    @property
+    def open(self) -> int:
+        """Leases that a consumer has, or whose time is over and whose groups nobody took."""
+        return len(self._deadlines)
 
     async def resume(self) -> None:
         """Gives every lease that an earlier process left open its whole time anew."""

@@ -109,6 +109,22 @@ class Store:
 
 
 @dataclass(frozen=True, slots=True)
+class TakenUp:
+    """What an earlier process had left, whichever way it ended."""
+
+    jobs: tuple[str, ...]
+    """Unfinished, by id: they go on."""
+    leases: int
+    """Open: their time begins anew."""
+    removed: tuple[str, ...]
+    """Files that were not finished, or not needed any more; in the data folder."""
+
+    def __str__(self) -> str:
+        jobs, removed = ", ".join(self.jobs) or "none", ", ".join(self.removed) or "none"
+        return f"jobs taken up: {jobs}; open leases: {self.leases}; unfinished files removed: {removed}"
+
+
+@dataclass(frozen=True, slots=True)
 class Parts:
     settings: Settings
     store: Store
@@ -121,6 +137,7 @@ class Parts:
     keyring: Keyring
     bodies: Shares
     """Bytes of requests."""
+    taken_up: TakenUp
     now: Callable[[], datetime]
 
     @property
@@ -217,9 +234,12 @@ async def open_parts(
         jobs = JobBoard(store.jobs, _work(settings, store, engines, panel.verify, now), now)
         closing.push_async_callback(jobs.close)
         await _load_policies(settings, store, engines, now)
-        await jobs.resume()
+        unfinished = await jobs.resume()
         leasing = _leasing(store, jobs, engines, now, clock)
         await leasing.resume()
+        removed = tuple(str(path.relative_to(settings.data)) for path in store.duck.removed)
+        taken_up = TakenUp(tuple(unfinished), leasing.open, removed)
+        logger.info("%s", taken_up)
         console = _console(settings, store)
         closing.push_async_callback(console.close)
         yield Parts(
@@ -233,6 +253,7 @@ async def open_parts(
             console,
             Keyring(settings.data),
             Shares(lambda: settings.bodies_mib << 20),
+            taken_up,
             now,
         )
 

@@ -3,7 +3,7 @@
 import os
 from enum import StrEnum, auto
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import (
@@ -15,6 +15,7 @@ from pydantic_settings import (
 
 from service.checkpoints import EMBEDDED
 from service.engines.addresses import WorkerSpec
+from service.logs import LogFormat
 from service.run_config import NAME
 from service.verifiers.declared import Declared
 
@@ -94,6 +95,8 @@ class Settings(BaseSettings):
     """Largest body of rows, packed or not; any other body has at most 16."""
     bodies_mib: int = Field(512, ge=1)
     """Of all request bodies at once; what comes beyond waits. What is made of them takes several times as much."""
+    log_format: LogFormat = LogFormat.TEXT
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     unsafe_no_keys: bool = False
     """Serve on any address without keys: whoever reaches it may do everything. For a container, say, whose port is
     published on a loopback address only."""

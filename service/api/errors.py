@@ -36,6 +36,8 @@ class TooSlow(Refused):
     """The body does not come."""
 
 
+RETRY_AFTER = 5
+"""Seconds, where something outside our control failed."""
 STATUS: dict[type[Exception], int] = {
     Refused: 400,
     Unknown: 401,
@@ -76,7 +78,10 @@ def answer_to(error: Refused | StageError) -> JSONResponse:
     if isinstance(error, StageError):
         name = type(error).__name__
         code = "".join("_" + c.lower() if c.isupper() else c for c in name).strip("_")
-        return problem(status_of(error), code, str(error))
+        answer = problem(status_of(error), code, str(error))
+        if answer.status_code == HTTPStatus.SERVICE_UNAVAILABLE:
+            answer.headers["retry-after"] = str(RETRY_AFTER)
+        return answer
     answer = problem(status_of(error), error.code, str(error), **error.extra)
     if isinstance(error, Unknown):
         answer.headers["www-authenticate"] = "Bearer"

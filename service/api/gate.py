@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import OPERATOR, Caller, Keyring, is_loopback
 from service.api.errors import TooLarge, TooSlow, answer_to
+from service.api.traffic import Traffic
 from service.parts import Parts
 from service.settings import Settings
 from service.shares import Shares
@@ -37,20 +38,23 @@ SAFETY = {"x-content-type-options": "nosniff", "content-security-policy": "frame
 
 
 class Gate:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
         self._app = app
-        self._requests = 0
+        self._traffic = traffic
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        with self._traffic.exchange(scope) as exchange:
+            await self._let_in(scope, receive, exchange.answering(send))
+
+    async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["state"]["parts"]
         headers = Headers(scope=scope)
-        self._requests += 1
         body = None
         try:
-            if self._requests > MOST_REQUESTS:
+            if self._traffic.at_once > MOST_REQUESTS:
                 raise Overloaded("too_many_requests", f"{MOST_REQUESTS} requests are being answered", retry_after=1)
             refuse_other_pages(scope["method"], headers)
             caller = scope["state"]["caller"] = caller_of(scope["path"], headers, parts.keyring, parts.settings)
@@ -61,7 +65,6 @@ class Gate:
         except (Refused, StageError) as refusal:
             await answer_to(refusal)(scope, receive, _safely(send))
         finally:
-            self._requests -= 1
             if body:
                 body.let_go(body.held)
 

@@ -1,7 +1,8 @@
 """/v1/store: how the store lies on disk, its backup and its check."""
 
 import asyncio
-from typing import Annotated
+from dataclasses import asdict
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
 from fastapi.responses import StreamingResponse
@@ -23,6 +24,9 @@ class StoreOut(BaseModel):
     sealed_bytes: int
     sealed_rows: dict[str, int]
     """By table."""
+    taken_up: dict[str, Any]
+    """When the service was started, of what an earlier process had left: unfinished jobs, open leases, files that were
+    removed because nobody had finished them."""
 
     @classmethod
     def of(cls, parts: Parts) -> "StoreOut":
@@ -37,6 +41,7 @@ class StoreOut(BaseModel):
             segments=len(manifest.segments),
             sealed_bytes=manifest.bytes,
             sealed_rows=rows,
+            taken_up=asdict(parts.taken_up),
         )
 
 

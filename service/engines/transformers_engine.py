@@ -27,6 +27,7 @@ from service.engines.tokens import CANARY_PROMPT, Tokens
 from service.run_config import Sampling
 from service.stages import EngineFailed, stage
 
+transformers.utils.logging.disable_progress_bar()  # it would write between the lines of the log
 SMALL = 20_000_000
 """Parameters up to which weights are held in float64."""
 CANARY = Sampling(n=1, max_tokens=1)

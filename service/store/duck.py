@@ -71,7 +71,8 @@ class Duck:
         try:
             self.segments = Segments(path.parent / "segments")
             self._store, self.layout = opened(path, memory_mib, self.segments)
-            self.segments.keep_only(self.layout.manifest)
+            self.removed = self.segments.keep_only(self.layout.manifest)
+            """What a process that was killed had not finished."""
         except BaseException:
             self._lock.close()
             raise
@@ -96,6 +97,11 @@ class Duck:
     def commits(self) -> int:
         """How many there were: while it stands still, so does everything that is stored."""
         return self._commits
+
+    @property
+    def waiting(self) -> int:
+        """Writes that wait for their commit."""
+        return self._writes.qsize()
 
     @property
     def tables(self) -> list[str]:

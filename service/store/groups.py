@@ -8,7 +8,7 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -17,6 +17,7 @@ from curation.records import (
     Completion,
     FinishReason,
     Group,
+    GroupKind,
     Outcome,
     Rollout,
     Verdict,
@@ -67,9 +68,22 @@ def no_group(group_id: str) -> NotFound:
     return NotFound("group_not_found", f"there is no group {group_id!r}")
 
 
+@dataclass(slots=True)
+class Done:
+    """Since the start."""
+
+    kinds: Counter[GroupKind] = field(default_factory=Counter)
+    """Of the groups that were stored."""
+    rollouts: int = 0
+    tokens: int = 0
+    failures: Counter[str] = field(default_factory=Counter)
+    """Groups that could not be had, by what failed."""
+
+
 class Groups:
     def __init__(self, duck: Duck) -> None:
         self._duck = duck
+        self.done = Done()
 
     async def plan(self, visits: Sequence[PlannedVisit], now: datetime) -> None:
         """Stores the decisions of a round, skips included."""
@@ -78,6 +92,9 @@ class Groups:
     async def append(self, stored: StoredGroup, retain: Retain, now: datetime, *, patient: bool = False) -> None:
         """Returns once the group is on disk. A patient caller knows of more to come that could share the commit."""
         await self._duck.write(lambda tx: add_group(tx, stored, retain, now), patient=patient)
+        self.done.kinds[stored.group.kind] += 1
+        self.done.rollouts += len(stored.group.rollouts_G)
+        self.done.tokens += stored.tokens
 
     async def fail(self, planned: PlannedVisit, stage: str, detail: str, now: datetime) -> None:
         row = {
@@ -90,6 +107,7 @@ class Groups:
             "failed_at": now,
         }
         await self._duck.write(lambda tx: tx.insert("failures", [row]))
+        self.done.failures[stage] += 1
 
     async def seen(self, run: str) -> list[Seen]:
         """Every visit of a run, oldest first: what `RunState.replay` takes."""

@@ -141,14 +141,16 @@ class Segments:
             raise StoreFailed(f"none of the manifests in {self.root} can be read")
         return Manifest()
 
-    def keep_only(self, manifest: Manifest) -> None:
-        """Removes what this manifest does not name, and all manifests but this one and the one before it."""
+    def keep_only(self, manifest: Manifest) -> list[Path]:
+        """Removes what this manifest does not name, and all manifests but this one and the one before it; returns what
+        it was that nobody had finished, or that was no longer needed."""
         named = {_name(segment.number) for segment in manifest.segments}
-        for folder in [*self._folders(), *self.root.glob("*.part")]:
-            if folder.name not in named:
-                shutil.rmtree(folder, ignore_errors=True)
-                folder.unlink(missing_ok=True)
+        removed = [folder for folder in [*self._folders(), *self.root.glob("*.part")] if folder.name not in named]
+        for folder in removed:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.unlink(missing_ok=True)
         self.forget_manifests(manifest.number)
+        return removed
 
     def forget_manifests(self, number: int) -> None:
         """Removes all manifests but this one and the one before it."""

@@ -261,3 +261,30 @@ def test_who_stops_waiting_for_a_job_to_be_accepted_does_not_stop_it() -> None:
         return job
 
     assert asyncio.run(run()).result == {"done": True}
+
+
+def test_a_job_goes_on_when_the_store_works_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.jobs.STORE_RETRY", 0.01)
+
+    class Failing(Log):
+        left = 3
+
+        async def append(self, job_id: str, event: JobEvent) -> None:
+            if event.state.is_final and self.left:
+                self.left -= 1
+                raise StoreFailed("the disk is full")
+            await super().append(job_id, event)
+
+    tries = 0
+
+    async def work(job: Job, report: Any) -> dict[str, Any]:
+        nonlocal tries
+        tries += 1
+        if tries < 3:
+            raise StoreFailed("the disk is full")
+        return {"tries": tries}
+
+    log = Failing()
+
+    assert outcome_of(work, log=log).result == {"tries": 6}
+    assert [event.state for _, event in log.events].count(JobState.DONE) == 1
