@@ -17,6 +17,7 @@ from pydantic import ValidationError
 
 from service import key_verbs, logs, store_verbs
 from service.access import Keyring, refuse_open_door
+from service.doctor_verb import doctor
 from service.engines.addresses import parse_worker
 from service.logs import LogFormat
 from service.sending import SendingFiles
@@ -26,6 +27,7 @@ from service.verifiers.declared import parse_declared
 
 def register(app: typer.Typer) -> None:
     app.command()(serve)
+    app.command()(doctor)
     app.add_typer(store_verbs.app, name="store")
     app.add_typer(key_verbs.app, name="keys")
 
