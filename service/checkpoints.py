@@ -1,6 +1,8 @@
 """Which checkpoints can be loaded: checked here, before any engine sees them.
 
 - A checkpoint is a folder on this machine or a Hugging Face Hub id, pinned to a commit; weights are safetensors only.
+- Whoever has a key may name folders within certain roots only, and learns nothing of others, not even by an adapter's
+  base.
 - What no engine survives is refused here: a truncated file ends a vLLM and an SGLang server, missing tensors
   leave the old or random ones in place, without a word.
 """
@@ -8,6 +10,7 @@
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -28,6 +31,8 @@ TIED_HEAD = "lm_head.weight"
 """Saved or not when input and output embeddings are one tensor."""
 
 Shapes = dict[str, tuple[int, ...]]
+Roots = Sequence[Path] | None
+"""Folders that checkpoints must lie in, or be; None where they may lie anywhere."""
 
 
 @dataclass(frozen=True)
@@ -55,23 +60,24 @@ class Checkpoint:
         return _json(self.full.folder / "config.json")
 
 
-def named(checkpoint: str) -> str:
+def named(checkpoint: str, roots: Roots = None) -> str:
     """The name under which a job fetches the checkpoint later. Raises Invalid for what can be seen to be none."""
-    return open_folder(checkpoint).source if _is_folder(checkpoint) else _hub_id(checkpoint).string
+    folder = _folder(checkpoint, roots)
+    return open_folder(folder, roots).source if folder else _hub_id(checkpoint).string
 
 
-def fetch(checkpoint: str) -> Checkpoint:
+def fetch(checkpoint: str, roots: Roots = None) -> Checkpoint:
     """The checkpoint, downloaded first if it is on the Hub. Blocks. Raises Invalid, or NotFound from the Hub."""
-    if _is_folder(checkpoint):
-        return open_folder(checkpoint)
+    if folder := _folder(checkpoint, roots):
+        return open_folder(folder, roots)
     hub_id = _hub_id(checkpoint)
-    return _download(hub_id["repo"], hub_id["revision"])
+    return _download(hub_id["repo"], hub_id["revision"], roots)
 
 
-def open_folder(folder: str | Path) -> Checkpoint:
+def open_folder(folder: str | Path, roots: Roots = None) -> Checkpoint:
     """Raises Invalid unless the folder holds all of a checkpoint, or of an adapter whose base can be fetched."""
     path = Path(folder).expanduser().resolve()
-    return _checked(path, str(path))
+    return _checked(path, str(path), roots)
 
 
 def same_architecture(new: Checkpoint, old: Checkpoint) -> None:
@@ -90,8 +96,25 @@ def same_architecture(new: Checkpoint, old: Checkpoint) -> None:
     )
 
 
-def _is_folder(checkpoint: str) -> bool:
-    return os.path.isdir(Path(checkpoint).expanduser())  # unlike Path.is_dir, False for a NUL or an endless name too
+def _folder(checkpoint: str, roots: Roots) -> Path | None:
+    """The folder that is meant, or None. Raises Invalid for one outside the roots, whether it is there or not."""
+    path = Path(checkpoint).expanduser()
+    is_there = os.path.isdir(path)  # unlike Path.is_dir, False for a NUL or an endless name too
+    if not is_there and not (path.is_absolute() and roots is not None):
+        return None
+    try:
+        folder = path.resolve()
+    except (OSError, ValueError):
+        return None
+    if roots is None or any(folder.is_relative_to(root.resolve()) for root in roots):
+        return folder if is_there else None
+    if not path.is_absolute():
+        return None  # a Hub id, for all that this client may know
+    allowed = ", ".join(map(str, roots))
+    raise Invalid(
+        "checkpoint_outside",
+        f"checkpoints lie in {allowed}: start the service with another --checkpoint-root for others",
+    )
 
 
 def _hub_id(checkpoint: str) -> re.Match[str]:
@@ -105,13 +128,13 @@ def _said(shapes: Shapes, name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "absent"
 
 
-def _checked(path: Path, source: str) -> Checkpoint:
+def _checked(path: Path, source: str, roots: Roots) -> Checkpoint:
     if (path / ADAPTER[0]).exists():
         _require(path, ADAPTER)
         base = _json(path / ADAPTER[0]).get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise Invalid("checkpoint_incomplete", f"{path / ADAPTER[0]} does not name its base_model_name_or_path")
-        if Path(base).expanduser().resolve() == path or (full := fetch(base)).base is not None:
+        if Path(base).expanduser().resolve() == path or (full := fetch(base, roots)).base is not None:
             raise Invalid("checkpoint_incomplete", f"the base {base} of adapter {path} is itself an adapter")
         checkpoint = Checkpoint(source, path, full)
     else:
@@ -155,7 +178,7 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _download(repo: str, revision: str | None) -> Checkpoint:
+def _download(repo: str, revision: str | None, roots: Roots) -> Checkpoint:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -165,4 +188,4 @@ def _download(repo: str, revision: str | None) -> Checkpoint:
         said = str(error).splitlines()[0]
         raise NotFound("checkpoint_not_found", f"the Hub gives no {repo}@{revision or 'main'}: {said}") from error
     path = Path(folder)  # .../snapshots/<commit>
-    return _checked(path, f"{repo}@{path.name}")
+    return _checked(path, f"{repo}@{path.name}", roots)

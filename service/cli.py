@@ -53,6 +53,9 @@ def serve(
     unsafe_local_code: Annotated[
         bool | None, typer.Option("--unsafe-local-code", help="Run programs under test without a sandbox.")
     ] = None,
+    checkpoint_root: Annotated[
+        list[Path] | None, typer.Option(help="Folder in which who has a key may name checkpoints; repeatable.")
+    ] = None,
     allow_host: Annotated[
         list[str] | None, typer.Option(help="Name of this machine that clients without keys may call it by.")
     ] = None,
@@ -81,6 +84,7 @@ def serve(
             "verifier": tuple(map(parse_declared, verifier)) if verifier else None,
             "code_python": code_python,
             "unsafe_local_code": unsafe_local_code,
+            "checkpoint_root": tuple(checkpoint_root) if checkpoint_root else None,
             "allow_host": tuple(allow_host) if allow_host else None,
             "unsafe_no_keys": unsafe_no_keys,
             "log_format": log_format,

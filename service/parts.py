@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from service.access import Keyring
-from service.checkpoints import fetch, named
+from service.checkpoints import EMBEDDED, Roots, fetch, named
 from service.collect import Verify
 from service.engines.addresses import Kind
 from service.engines.base import Engine
@@ -143,6 +143,19 @@ class Parts:
     @property
     def dataset_root(self) -> Path:
         return self.settings.dataset_root
+
+    @property
+    def roots(self) -> Roots:
+        """Where checkpoints of clients may lie."""
+        return roots_of(self.settings, self.keyring)
+
+
+def roots_of(settings: Settings, keyring: Keyring) -> Roots:
+    """What the operator began with is theirs to train on, too."""
+    if keyring.keys is None:
+        return None
+    begun = [Path(settings.policy)] if settings.policy and Path(settings.policy).is_dir() else []
+    return (settings.data, *settings.checkpoint_root, EMBEDDED, *begun)
 
 
 def utc_now() -> datetime:
@@ -318,7 +331,8 @@ def _work(
         return await work.work()
 
     async def publish_version(job: Job, report: Report) -> dict[str, Any]:
-        return await publish(job, engines=engines, policies=store.policies, now=now)
+        roots = roots_of(settings, Keyring(settings.data))
+        return await publish(job, engines=engines, policies=store.policies, roots=roots, now=now)
 
     async def judge_anew(job: Job, report: Report) -> dict[str, Any]:
         return await rescore(job, verify=verify, verdicts=store.verdicts, now=now)

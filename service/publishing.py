@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import Field
 
 from curation.choice import Choice
-from service.checkpoints import fetch
+from service.checkpoints import Roots, fetch
 from service.engines.base import WorkerState
 from service.engines.room import EngineRoom
 from service.jobs import Job
@@ -23,11 +23,13 @@ class PublishRequest(Choice):
     """The trainer's step, for the record."""
 
 
-async def publish(job: Job, *, engines: EngineRoom, policies: Policies, now: Callable[[], datetime]) -> dict[str, Any]:
+async def publish(
+    job: Job, *, engines: EngineRoom, policies: Policies, roots: Roots, now: Callable[[], datetime]
+) -> dict[str, Any]:
     """Loads the checkpoint as the policy's next version. On failure the old version goes on serving."""
     request = PublishRequest.model_validate(job.request)
     policy = job.run
-    checkpoint = await asyncio.to_thread(fetch, request.checkpoint)
+    checkpoint = await asyncio.to_thread(fetch, request.checkpoint, roots)
     version = await next_version(policies, policy)
     await engines.publish(policy, checkpoint, version)
     reported = engines.engine_of(policy).policy_version

@@ -49,6 +49,9 @@ class Settings(BaseSettings):
     """0 picks a free one."""
     policy: str | None = None
     """Checkpoint folder or Hub id to publish as version 1 when the data folder is new; the embedded one by default."""
+    checkpoint_root: tuple[Path, ...] = ()
+    """Folders in which who has a key may name checkpoints to publish, beside the data folder. Without keys there is no
+    such limit."""
     policy_name: str = Field("policy", pattern=NAME)
     engine: EngineChoice = EngineChoice.TRANSFORMERS
     """What samples: this process, or a server that the service starts."""

@@ -58,6 +58,6 @@ async def publish_version(
 
 
 async def _publish(name: str, request: PublishRequest, parts: Parts, key: str | None) -> JobOut:
-    resolved = request.model_copy(update={"checkpoint": named(request.checkpoint)})
+    resolved = request.model_copy(update={"checkpoint": named(request.checkpoint, parts.roots)})
     job_id = job_name(JobKind.PUBLISH, name, key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUBLISH, name, resolved.model_dump(mode="json")))

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import socket
 import threading
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ from service.access import Caller, Keyring, Role, is_loopback, refuse_open_door
 from service.api import gate
 from service.api.routes import ADMINISTERS, ASKS_SQL, OWN_READS, OWN_WRITES, READS, WRITES
 from service.app import ROUTES
+from service.checkpoints import EMBEDDED
+from service.engines.addresses import parse_worker
 from service.stages import Conflict
 from tests.processes import serving
 from tests.service.conftest import OpenService
@@ -437,3 +440,52 @@ def test_every_answer_tells_browsers_not_to_guess_and_not_to_frame(client: TestC
     for answer in (client.get("/v1/runs"), client.get("/nowhere"), client.get("/livez")):
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert "frame-ancestors" in answer.headers["content-security-policy"]
+
+
+# ---- checkpoints
+
+
+def test_who_has_a_key_names_checkpoints_within_the_roots_and_learns_nothing_of_others(
+    open_service: OpenService, keyring: Keyring, tmp_path: Path
+) -> None:
+    inside, outside = (shutil.copytree(EMBEDDED, tmp_path / name / "c") for name in ("inside", "outside"))
+    (tmp_path / "inside" / "link").symlink_to(outside)
+    adapter = tmp_path / "inside" / "adapter"
+    adapter.mkdir()
+    (adapter / "adapter_model.safetensors").touch()
+    (adapter / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(outside)}))
+    _, token = keyring.add("trainer", Role.WRITE)
+    with open_service(checkpoint_root=[tmp_path / "inside"]) as client, asked_by(client, token):
+
+        def publish(checkpoint: Path | str) -> tuple[int, str]:
+            answer = client.post("/v1/policies/policy/versions", json={"checkpoint": str(checkpoint)})
+            return answer.status_code, answer.json().get("code", "")
+
+        assert publish(inside) == (202, "")
+        refused = [
+            outside,
+            tmp_path / "inside" / "link",
+            adapter,
+            inside / ".." / ".." / "outside" / "c",
+            "/nowhere",
+            "/",
+        ]
+        assert {publish(checkpoint) for checkpoint in refused} == {(422, "checkpoint_outside")}
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "http://169.254.169.254",
+        "http://169.254.169.254:80/latest",
+        "http://[fe80::1]",
+        "http://metadata.google.internal",
+        "http://METADATA.google.internal.",
+        "http://[fd00:ec2::254]",
+    ],
+)
+def test_an_engine_is_not_where_clouds_keep_their_secrets(url: str) -> None:
+    with pytest.raises(ValueError, match="secrets"):
+        parse_worker(url)
+    with pytest.raises(ValueError, match="secrets"):
+        parse_worker(f"http://gpu1:8000,admin={url}")

@@ -1,6 +1,7 @@
 """What operators see of a running service: metrics as Prometheus expects them, and lines that say what about."""
 
 import json
+import re
 from pathlib import Path
 
 import httpx2
@@ -125,3 +126,11 @@ def test_a_service_says_what_it_takes_up_when_it_starts(tmp_path: Path) -> None:
     logged = (tmp_path / "service.log").read_text()
     assert f"jobs taken up: {job['id']}" in logged
     assert "00000099.part" in logged
+
+
+def test_every_metric_and_every_role_is_in_the_operators_page(client: TestClient) -> None:
+    page = (Path(__file__).parents[2] / "docs/operating.md").read_text()
+    told = set(re.findall(r"# TYPE (refinery_\w+)", client.get("/metrics").text))
+
+    assert {name for name in told if name not in page and not name.endswith("_created")} == set()
+    assert {f"`{role}`" for role in Role} <= set(re.findall(r"`[a-z]+`", page))
