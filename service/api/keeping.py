@@ -73,6 +73,7 @@ async def check_store(parts: PartsDep, limit: Annotated[int, Query(ge=1, le=1000
 async def back_up_store(parts: PartsDep) -> StreamingResponse:
     """A tar of the store and the frozen datasets as they are now, for ``refinery store restore``."""
     store = parts.store
+    await asyncio.to_thread(store.sealer.seal)  # what can fail does before the status is sent
     return StreamingResponse(
         keeping.backup(store.duck, store.sealer, parts.dataset_root),
         media_type="application/x-tar",

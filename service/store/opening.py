@@ -25,8 +25,11 @@ class Locked(StoreFailed):
 
 def take_lock(path: Path) -> TextIO:
     """Of the store whose database this is, for as long as the file is open. Raises Locked."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_suffix(".lock").open("a")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = path.with_suffix(".lock").open("a")
+    except OSError as error:
+        raise StoreFailed(f"nothing can be written to {path.parent}: {error}; choose another --data") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
