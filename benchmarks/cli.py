@@ -23,6 +23,7 @@ class Bench(StrEnum):
     SQL = auto()
     SERVE = auto()
     PAPERS = auto()
+    SOAK = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -50,6 +51,7 @@ def bench(
     quick: Annotated[bool, typer.Option("--quick", help="For papers: only to try whether everything works.")] = False,
     policy: Annotated[Path | None, typer.Option(help="For papers: checkpoint instead of the embedded one.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="For papers: cells at a time.")] = 2,
+    minutes: Annotated[float, typer.Option(min=0.5, help="For soak: of steady load.")] = 60.0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -103,6 +105,10 @@ def bench(
                 policy=policy,
                 workers=workers,
             )
+        case Bench.SOAK:
+            from benchmarks import soak
+
+            figures = soak.run(minutes)
     if as_json:
         print(json.dumps(document(name, figures)))
         return

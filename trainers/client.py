@@ -15,6 +15,8 @@ Json = dict[str, Any]
 POLL_SECONDS = 0.25
 AGAIN_SECONDS = 2.0
 """Until a service that did not answer is asked again."""
+LATER = {429, 503}
+"""Status of what is refused for now."""
 LEASE_WAIT_SECONDS = 30.0
 """That the service keeps a request for a lease until there are enough groups."""
 DEFAULT_SERVICE = "http://127.0.0.1:8700"
@@ -173,11 +175,13 @@ class Refinery:
             try:
                 with self._reached():
                     response = self._http.request(method, path, **arguments)
-                break
+                if response.status_code not in LATER or time.monotonic() > give_up:
+                    break
+                time.sleep(float(response.headers.get("retry-after", AGAIN_SECONDS)))
             except RefineryError:
                 if time.monotonic() > give_up:
                     raise
-            time.sleep(AGAIN_SECONDS)
+                time.sleep(AGAIN_SECONDS)
         if response.status_code >= 400:
             raise RefineryError(response.status_code, _problem(response))
         return response.json()

@@ -22,6 +22,8 @@ from service.stages import EngineFailed
 Answer = TypeVar("Answer")
 CONTROL_SECONDS = 30.0
 """Enough for every control route but the one that reads weights."""
+MOST_BYTES, CHUNK = 1 << 30, 1 << 18
+"""Of an answer: 64 completions of a megabyte with their tokens have half of it."""
 _JSON = TypeAdapter(JsonValue)
 
 
@@ -89,7 +91,7 @@ class Link:
                 asyncio.timeout(seconds),
                 self._session.request(method, self.url + path, json=body, headers=self._headers) as response,
             ):
-                content = await response.read()
+                content = await _whole(response, where)
         except TimeoutError as error:
             raise Unreachable(f"{where}: no answer in {seconds:g} s") from error
         except aiohttp.ClientConnectorError as error:
@@ -108,6 +110,15 @@ class Link:
                 raise Missing(said)
             case _:
                 raise Fault(said)
+
+
+async def _whole(response: aiohttp.ClientResponse, where: str) -> bytes:
+    content = bytearray()
+    async for chunk in response.content.iter_chunked(CHUNK):
+        content += chunk
+        if len(content) > MOST_BYTES:
+            raise Fault(f"{where}: an answer of more than {MOST_BYTES >> 20} MiB")
+    return bytes(content)
 
 
 def _json(content: bytes, where: str) -> Any:

@@ -5,6 +5,7 @@
 """
 
 import asyncio
+import json
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from copy import copy
@@ -21,6 +22,8 @@ AT_ONCE = 64
 """Requests to one server."""
 SECONDS = 120.0
 """Until a request counts as lost."""
+MOST_BYTES = 64 << 20
+"""Of an answer."""
 RETRY_PAUSE = 1.0
 
 
@@ -77,7 +80,12 @@ class Line:
             async with asyncio.timeout(SECONDS), self._session.post(self.url + path, json=body) as response:
                 if response.status >= 400:
                     raise Failed(f"{where}: {response.status} {(await response.text())[:300]}")
-                return await response.json(content_type=None)
+                content = bytearray()
+                async for chunk in response.content.iter_any():
+                    content += chunk
+                    if len(content) > MOST_BYTES:
+                        raise Failed(f"{where}: an answer of more than {MOST_BYTES >> 20} MiB")
+                return json.loads(content)
         except TimeoutError:
             raise OutOfTime(f"{where}: no answer in {SECONDS:g} s") from None
         except (aiohttp.ClientError, OSError, ValueError) as error:

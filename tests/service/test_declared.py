@@ -17,7 +17,7 @@ from curation.records import Outcome, Prompt, Verdict
 from service.parts import panel_of_settings
 from service.settings import Settings
 from service.stages import Conflict
-from service.verifiers import canaries
+from service.verifiers import canaries, remote
 from service.verifiers.declared import Declared, DeclaredKind, parse_declared
 from service.verifiers.remote import RETRY_PAUSE
 from service.verifiers.rewards import RewardOptions, logistic, rewarded
@@ -281,6 +281,16 @@ def test_a_server_that_fails_once_is_asked_again() -> None:
 
     assert (len(sent), verdict.reward) == (2, 0.5)
     assert RETRY_PAUSE > 0
+
+
+def test_an_answer_without_end_is_an_error_and_fills_no_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MOST_BYTES", 1 << 20)
+    monkeypatch.setattr(remote, "RETRY_PAUSE", 0.0)
+    with server([{"embedding": [0.0], "more": "x" * (2 << 20)}]) as (url, _):
+        [verdict] = judged(f"rm=sglang:{url}", "rm", "b")
+
+    assert (verdict.outcome, verdict.reward) == (Outcome.ERROR, None)
+    assert "more than 1 MiB" in verdict.detail
 
 
 @pytest.mark.parametrize(
