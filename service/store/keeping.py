@@ -38,7 +38,23 @@ CHECKS = {
     "rollouts without a group": "select distinct group_id from rollouts anti join groups using (seq)",
     "groups without their prompt": "select group_id from groups anti join prompts using (prompt_id)",
     "groups without their visit": "select group_id from groups anti join visits using (run, prompt_id, visit)",
+    "visits that were planned twice": "select prompt_id from visits group by run, prompt_id, visit having count(*) > 1",
+    "visits that ended twice": """
+        select prompt_id from (
+            select run, prompt_id, visit from groups union all select run, prompt_id, visit from failures
+        ) group by run, prompt_id, visit having count(*) > 1""",
+    "visits that never ended, of jobs that did": """
+        select v.prompt_id from visits v
+        anti join groups using (run, prompt_id, visit) anti join failures using (run, prompt_id, visit)
+        semi join (select job from job_events where state in ('done', 'cancelled')) using (job)
+        where v.action = 'sampled'""",
+    "jobs that ended twice": """
+        select job from job_events where state in ('done', 'failed', 'cancelled') group by 1 having count(*) > 1""",
+    "jobs of which two events have one number": "select job from job_events group by job, seq having count(*) > 1",
     "prompts that are stored twice": "select prompt_id from prompts group by 1 having count(*) > 1",
+    "versions of datasets that are stored twice": """
+        select name || '@' || version from dataset_versions group by name, version having count(*) > 1""",
+    "answers to one key that are stored twice": "select answer from answers group by 1 having count(*) > 1",
     "leased groups that are not there": """
         select distinct group_id from (select unnest(group_ids) as group_id from leases)
         anti join groups using (group_id)""",

@@ -114,9 +114,15 @@ def test_a_check_names_rows_that_contradict_each_other(open_service: OpenService
         sample(client, groups=20)
         frozen = freeze(client)
         hot = f"hot_{store.duck.layout.newest}"
+        job = client.get("/v1/jobs").json()[0]["id"]
         store.duck.write_now(
             lambda tx: [
                 tx.rows(f"insert into {hot}.groups by name select * from groups limit 1"),
+                tx.rows(f"insert into {hot}.visits by name select * from visits limit 1"),
+                tx.rows(
+                    f"insert into {hot}.visits (run, prompt_id, job, action) values ('r', 'p', '{job}', 'sampled')"
+                ),
+                tx.rows(f"insert into {hot}.job_events by name select * from job_events where state = 'done'"),
                 tx.rows(f"insert into {hot}.rollouts by name select * replace (99 as idx) from rollouts limit 1"),
                 tx.rows(f"insert into {hot}.rescores (group_id) values ('nobody')"),
             ]
@@ -126,6 +132,11 @@ def test_a_check_names_rows_that_contradict_each_other(open_service: OpenService
 
     for what in (
         "groups that are stored twice",
+        "1 visits that were planned twice",
+        "1 visits that ended twice",
+        "1 visits that never ended",
+        "1 jobs that ended twice",
+        "jobs of which two events have one number",
         "without all of their rollouts",
         "rescores without",
         "not what was frozen",
