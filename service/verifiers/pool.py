@@ -3,6 +3,7 @@
 - Every completion handed in comes back as exactly one verdict, in its place.
 - A check that passes a limit, or takes its worker down, costs one worker restart and its own verdict; the checks
   behind it go on in the fresh worker.
+- A worker that somebody else kills says nothing about its check, which is tried once more.
 - Equal completions of one prompt are checked once.
 """
 
@@ -13,7 +14,7 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection
@@ -36,6 +37,8 @@ CHECKS_PER_WORKER = 2000
 """Then it is replaced: whatever leaks has an end."""
 PRELOADED = (worker.__name__, "service.verifiers.math_rule")
 """Imported once, before the workers are forked: a restart then costs milliseconds."""
+KILLED = {-signal.SIGKILL, 255}
+"""Exit statuses of workers that somebody else ended; the second is of one whose fork server is gone, too."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +111,15 @@ class VerifierPool:
             self._idle.put(borrowed)
 
 
+class _Killed(Exception):
+    """Somebody else ended the worker, as it seems."""
+
+    def __init__(self, detail: str, started: float | None = None) -> None:
+        super().__init__(detail)
+        self.started = started
+        """When the check was begun; None where it was not."""
+
+
 class _Worker:
     """One child process and its pipe; started when first needed."""
 
@@ -126,8 +138,16 @@ class _Worker:
 
     def verify(self, check: Check, texts: list[str]) -> list[Verdict]:
         verdicts: list[Verdict] = []
+        killed_at = -1
         while len(verdicts) < len(texts):
-            verdicts += self._verify_until_lost(check, texts[len(verdicts) :])
+            try:
+                for verdict in self._verify_until_lost(check, texts[len(verdicts) :]):
+                    verdicts.append(verdict)
+            except _Killed as killed:
+                self.lost += 1
+                if killed_at == len(verdicts):  # twice at the same one: that is no coincidence
+                    verdicts.append(_verdict_of(killed, check))
+                killed_at = len(verdicts)
         if self._checks >= CHECKS_PER_WORKER:
             self.stop()
         return verdicts
@@ -145,30 +165,32 @@ class _Worker:
         connection.close()
         return exitcode
 
-    def _verify_until_lost(self, check: Check, texts: list[str]) -> list[Verdict]:
-        """Verdicts for all texts, or for those up to and including the one that cost the worker."""
+    def _verify_until_lost(self, check: Check, texts: list[str]) -> Iterator[Verdict]:
+        """Verdicts for all texts, or for those up to and including the one that cost the worker. Raises _Killed where
+        somebody else ended it."""
         connection = self._hand_over(check, texts)
-        verdicts: list[Verdict] = []
         for _ in texts:
-            verdicts.append(self._next_verdict(connection, check))
+            yield self._next_verdict(connection, check)
             if self._child is None:
                 self.lost += 1
                 break
-        return verdicts
 
     def _hand_over(self, check: Check, texts: list[str]) -> Connection:
         """Returns once the worker has begun with the first text."""
         if self._child and not self._child[0].is_alive():
             self.stop()  # somebody ended it while it was idle
-        _, connection = self._child = self._child or self._start()
         rule = {"path": check.rule, "operator": None if check.operator is None else json.dumps(dict(check.operator))}
         message = {"rule": rule, "question": asdict(check.question), "texts": texts}
         try:
+            _, connection = self._child = self._child or self._start()
             connection.send_bytes(json.dumps(message).encode())
             if not connection.poll(self._limits.load_seconds):
                 seconds = self._limits.load_seconds
                 raise VerifierFailed(f"a worker did not load what {check.label} needs within {seconds:g} s")
             connection.recv_bytes()
+        except (EOFError, OSError) as error:
+            self.stop()
+            raise _Killed(f"a worker ended while it loaded what {check.label} needs: {error!r}") from error
         except BaseException:
             self.stop()
             raise
@@ -185,19 +207,21 @@ class _Worker:
                 return _unscored(check, Outcome.TIMEOUT, f"killed after {seconds:g} s", started)
             reply = json.loads(connection.recv_bytes())
         except (EOFError, ConnectionError):
-            return _unscored(check, *self._post_mortem(), started)
+            return self._post_mortem(check, started)
         if reply["detail"] == OUT_OF_MEMORY:  # it lives, but who knows how well
             self.stop()
         return Verdict(Outcome(reply["outcome"]), reply["reward"], check.label, reply["elapsed"], reply["detail"])
 
-    def _post_mortem(self) -> tuple[Outcome, str]:
+    def _post_mortem(self, check: Check, started: float) -> Verdict:
         assert self._child is not None
         self._child[0].join(END_SECONDS)
-        match self.stop():
-            case exitcode if exitcode == -signal.SIGPROF:
-                return Outcome.TIMEOUT, f"killed after {self._limits.cpu_seconds:g} s of CPU"
-            case exitcode:
-                return Outcome.ERROR, f"the check took its worker process down (exit status {exitcode})"
+        exitcode = self.stop()
+        if exitcode == -signal.SIGPROF:
+            return _unscored(check, Outcome.TIMEOUT, f"killed after {self._limits.cpu_seconds:g} s of CPU", started)
+        detail = f"the check took its worker process down (exit status {exitcode})"
+        if exitcode in KILLED:
+            raise _Killed(detail, started)
+        return _unscored(check, Outcome.ERROR, detail, started)
 
     def _start(self) -> tuple[BaseProcess, Connection]:
         ours, theirs = self._context.Pipe()
@@ -220,3 +244,10 @@ def _imported_by_main() -> list[str]:
 
 def _unscored(check: Check, outcome: Outcome, detail: str, started: float) -> Verdict:
     return Verdict(outcome, None, check.label, time.monotonic() - started, detail)
+
+
+def _verdict_of(killed: _Killed, check: Check) -> Verdict:
+    """Of a check whose worker was killed again. Raises VerifierFailed where it was never begun."""
+    if killed.started is None:
+        raise VerifierFailed(str(killed)) from killed
+    return _unscored(check, Outcome.ERROR, str(killed), killed.started)

@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -180,19 +182,45 @@ def test_closing_leaves_no_process(pool: VerifierPool) -> None:
     assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
 
 
-def test_a_killed_worker_costs_one_verdict(panel: Panel, pool: VerifierPool) -> None:
-    prompt = Prompt("p", "?", "18", "math")
+@pytest.mark.parametrize(("kills", "outcome"), [(1, Outcome.SCORED), (2, Outcome.ERROR)])
+def test_a_check_whose_worker_was_killed_is_tried_once_more(pool: VerifierPool, kills: int, outcome: Outcome) -> None:
+    sleeper = Check("sleeper@1", "tests.service.rules_for_tests:sleeps", Question("?", ""))
 
-    async def kill_while_it_hangs() -> Any:
-        checking = asyncio.create_task(panel.verify(prompt, ["A: 18", HANGS, "A: 18"]))
-        await asyncio.sleep(0.4)
-        [worker] = list(pool.pids)
-        os.kill(worker, signal.SIGKILL)
+    async def kill_while_it_sleeps() -> list[Verdict]:
+        checking = asyncio.create_task(pool.verify(sleeper, ["0", "1.5", "0.01"]))
+        killed: set[int] = set()
+        while len(killed) < kills:
+            await asyncio.sleep(0.7)
+            os.kill(worker := next(pid for pid in pool.pids if pid not in killed), signal.SIGKILL)
+            killed.add(worker)
         return await checking
 
-    verdicts = asyncio.run(kill_while_it_hangs())
+    verdicts = asyncio.run(kill_while_it_sleeps())
 
-    assert [v.outcome for v in verdicts] == [Outcome.SCORED, Outcome.ERROR, Outcome.SCORED]
+    assert [v.outcome for v in verdicts] == [Outcome.SCORED, outcome, Outcome.SCORED]
+
+
+@pytest.mark.parametrize("victim", ["worker", "its fork server"])
+@pytest.mark.parametrize("seconds", [0.0, 0.5])
+def test_whatever_a_worker_is_at_its_end_costs_no_verdict(victim: str, seconds: float) -> None:
+    """It may still be loading what the verifier needs."""
+    mine = VerifierPool(workers=1, limits=Limits(wall_seconds=20.0, cpu_seconds=1.0, memory_bytes=2 << 30))
+    sleeper = Check("sleeper@1", "tests.service.rules_for_tests:sleeps", Question("?", ""))
+
+    try:
+        with ThreadPoolExecutor(1) as thread:
+            checking = thread.submit(lambda: asyncio.run(mine.verify(sleeper, ["1", "0"])))
+            while not mine.pids:
+                time.sleep(0.001)
+            time.sleep(seconds)
+            [worker] = mine.pids
+            parent = int(Path(f"/proc/{worker}/stat").read_text().split()[3])
+            os.kill(worker if victim == "worker" else parent, signal.SIGKILL)
+            verdicts = checking.result()
+    finally:
+        mine.close()
+
+    assert [verdict.reward for verdict in verdicts] == [1.0, 1.0]
 
 
 def test_many_groups_at_once_keep_order_and_identity(panel: Panel) -> None:
