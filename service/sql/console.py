@@ -2,6 +2,7 @@
 
 - No question runs in the service's own process; none sees the database, another question, the network or a secret.
 - A deadline is kept by killing; the process is replaced, and nobody else notices but for a moment's wait.
+- A process that somebody else kills says nothing about its question, which is asked once more.
 - An answer is of one moment of the store, at most two seconds old, and stays readable while the store goes on.
 """
 
@@ -14,7 +15,7 @@ import struct
 import sys
 import sysconfig
 from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
 from pathlib import Path
@@ -38,6 +39,8 @@ MOST_WAITING = 64
 """Questions of one asker; more are told to come again."""
 READY_SECONDS = 30.0
 CLOSE_SECONDS = 5.0
+KILLED = {-signal.SIGKILL, 128 + signal.SIGKILL}
+"""Exit statuses of a container that was killed, and of one in which the process was."""
 HEADROOM = 2 << 30
 """Address space of a process beside what DuckDB may use."""
 
@@ -48,6 +51,15 @@ class SqlFailed(StageError):
 
 class TimedOut(Refused):
     """The question took longer than it may."""
+
+
+class _Killed(Exception):
+    """Somebody ended the process of a question."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__(seconds)
+        self.seconds = seconds
+        """That the question took by then."""
 
 
 class Format(StrEnum):
@@ -104,18 +116,36 @@ class Console:
         Raises Invalid for a question that is none, TimedOut, Busy, and SqlFailed where no container can be had. Once
         the first bytes are there, an answer that cannot be finished ends in SqlFailed.
         """
+        seconds = question.seconds
+        for is_last in (False, True):
+            try:
+                async with aclosing(self._answer(question, seconds)) as answer:
+                    async for chunk in answer:
+                        yield chunk
+                return
+            except _Killed as killed:
+                if is_last:  # twice: that is no coincidence
+                    detail = "the question ended its process: it needs too much"
+                    raise Invalid("sql_out_of_memory", detail) from None
+                seconds -= killed.seconds
+
+    async def _answer(self, question: Question, seconds: float) -> AsyncGenerator[bytes]:
+        """As `ask`. Raises _Killed where somebody ended the process before it answered."""
         async with self._child(question.asker) as child:
             await asyncio.to_thread(self._sealer.seal, younger_than=FRESH_SECONDS)
             with self._duck.pinned() as layout:
                 datasets = await self._datasets.versions()
                 views = await asyncio.to_thread(definitions, layout, datasets, self._dataset_root, question.runs)
-                with child.until(question.seconds):
+                began = asyncio.get_running_loop().time()
+                with child.until(seconds):
                     try:
                         told = await child.begin(self._request(question, views))
                     except (asyncio.IncompleteReadError, ConnectionError):
                         if child.is_over_time:
                             detail = f"not answered within {question.seconds:g} seconds"
                             raise TimedOut("sql_timeout", detail) from None
+                        if await child.was_killed():
+                            raise _Killed(asyncio.get_running_loop().time() - began) from None
                         detail = "the question ended its process: it needs too much"
                         raise Invalid("sql_out_of_memory", detail) from None
                     if told is not None:
@@ -301,6 +331,14 @@ class _Child:
             yield
         finally:
             timer.cancel()
+
+    async def was_killed(self) -> bool:
+        """By somebody else. Waits until it has ended."""
+        try:
+            async with asyncio.timeout(CLOSE_SECONDS):
+                return await self._process.wait() in KILLED and not self.is_over_time
+        except TimeoutError:
+            return False
 
     async def is_ready(self) -> bool:
         """Waits until it can take a question; False if it has not finished the last one, or never will be ready."""

@@ -1,9 +1,12 @@
 """SQL over the store: right answers in every format, from a place where a question can do nothing else."""
 
 import asyncio
+import contextlib
 import hashlib
 import io
 import json
+import os
+import signal
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -473,6 +476,50 @@ def test_closing_while_a_process_is_made_leaves_none(stored: Path) -> None:
 
     asyncio.run(close())
     assert containers_of(stored) == set()
+
+
+@pytest.mark.parametrize("part", [0, -1], ids=["the container", "the process in it"])
+@pytest.mark.parametrize("when", [0.0, 0.5], ids=["idle", "at work"])
+def test_a_question_whose_process_is_killed_is_asked_once_more(stored: Path, part: int, when: float) -> None:
+    slow = "select count(*) from range(3000000000) r(i) where i % 7 = 5"
+
+    async def ask() -> None:
+        async with opened(stored, processes=1) as console:
+            assert await asked(console, "select 1") == [[1]]
+            if not when:
+                kill(stored, part)
+            asking = asyncio.ensure_future(asked(console, slow if when else "select 2", seconds=60))
+            await asyncio.sleep(when)
+            if when:
+                kill(stored, part)
+            assert len(await asking) == 1
+
+    asyncio.run(ask())
+    assert left_of(stored) == set()
+
+
+def test_a_question_whose_process_is_killed_again_needs_too_much(stored: Path) -> None:
+    async def ask() -> str:
+        async with opened(stored, processes=1) as console:
+            asking = asyncio.ensure_future(asked(console, ENDLESS, seconds=60))
+            while not asking.done():
+                await asyncio.sleep(1.0)
+                kill(stored, 0)
+            [refused] = await asyncio.gather(asking, return_exceptions=True)
+            assert isinstance(refused, Invalid)
+            return refused.code
+
+    assert asyncio.run(ask()) == "sql_out_of_memory"
+
+
+def kill(data: Path, part: int) -> None:
+    """One of the processes that a container is made of."""
+    below = sorted(map(int, containers_of(data)))
+    for pid in below:
+        below += [int(child) for child in _read(Path(f"/proc/{pid}/task/{pid}/children")).split()]
+    if below:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(list(dict.fromkeys(below))[part], signal.SIGKILL)
 
 
 def left_of(data: Path) -> set[str]:
