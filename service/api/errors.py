@@ -8,6 +8,8 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from pydantic import ValidationError
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
 
 from service.access import KeysUnreadable
 from service.sql.console import SqlFailed, TimedOut
@@ -107,9 +109,16 @@ async def _http(_: Request, error: Exception) -> JSONResponse:
     return problem(error.status_code, HTTPStatus(error.status_code).name.lower(), str(error.detail))
 
 
+async def _unheard(_: Request, error: Exception) -> Response:
+    """Whoever asked has gone, perhaps before the request was whole: nobody gets this."""
+    assert isinstance(error, ClientDisconnect)
+    return Response(status_code=499)
+
+
 def install(app: FastAPI) -> None:
     app.add_exception_handler(Refused, _named)
     app.add_exception_handler(StageError, _named)
     app.add_exception_handler(RequestValidationError, _unreadable)
     app.add_exception_handler(ValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(ClientDisconnect, _unheard)
