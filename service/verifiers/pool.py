@@ -39,6 +39,9 @@ PRELOADED = (worker.__name__, "service.verifiers.math_rule")
 """Imported once, before the workers are forked: a restart then costs milliseconds."""
 KILLED = {-signal.SIGKILL, 255}
 """Exit statuses of workers that somebody else ended; the second is of one whose fork server is gone, too."""
+TRIES, MOST_STARTS = 2, 6
+"""Of a check whose worker is killed, and of workers that are to begin with it: a machine without memory, say, kills the
+one that is loading most easily."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,16 +141,18 @@ class _Worker:
 
     def verify(self, check: Check, texts: list[str]) -> list[Verdict]:
         verdicts: list[Verdict] = []
-        killed_at = -1
+        killed: list[_Killed] = []
         while len(verdicts) < len(texts):
             try:
                 for verdict in self._verify_until_lost(check, texts[len(verdicts) :]):
                     verdicts.append(verdict)
-            except _Killed as killed:
+                    killed = []
+            except _Killed as another:
                 self.lost += 1
-                if killed_at == len(verdicts):  # twice at the same one: that is no coincidence
-                    verdicts.append(_verdict_of(killed, check))
-                killed_at = len(verdicts)
+                killed.append(another)
+                if verdict_of_it := _no_coincidence(killed, check):
+                    verdicts.append(verdict_of_it)
+                    killed = []
         if self._checks >= CHECKS_PER_WORKER:
             self.stop()
         return verdicts
@@ -246,8 +251,12 @@ def _unscored(check: Check, outcome: Outcome, detail: str, started: float) -> Ve
     return Verdict(outcome, None, check.label, time.monotonic() - started, detail)
 
 
-def _verdict_of(killed: _Killed, check: Check) -> Verdict:
-    """Of a check whose worker was killed again. Raises VerifierFailed where it was never begun."""
-    if killed.started is None:
-        raise VerifierFailed(str(killed)) from killed
-    return _unscored(check, Outcome.ERROR, str(killed), killed.started)
+def _no_coincidence(killed: Sequence[_Killed], check: Check) -> Verdict | None:
+    """Of a check that took down two workers, one after the other; None while it is to be tried again. Raises
+    VerifierFailed where worker after worker is gone before it begins."""
+    begun = [one for one in killed if one.started is not None]
+    if len(begun) == TRIES and (last := begun[-1].started):
+        return _unscored(check, Outcome.ERROR, str(begun[-1]), last)
+    if len(killed) == MOST_STARTS:
+        raise VerifierFailed(str(killed[-1])) from killed[-1]
+    return None

@@ -201,21 +201,21 @@ def test_a_check_whose_worker_was_killed_is_tried_once_more(pool: VerifierPool, 
 
 
 @pytest.mark.parametrize("victim", ["worker", "its fork server"])
-@pytest.mark.parametrize("seconds", [0.0, 0.5])
-def test_whatever_a_worker_is_at_its_end_costs_no_verdict(victim: str, seconds: float) -> None:
-    """It may still be loading what the verifier needs."""
+@pytest.mark.parametrize(("kills", "seconds"), [(3, 0.0), (1, 0.5)], ids=["while it loads", "while it judges"])
+def test_whatever_a_worker_is_at_its_end_costs_no_verdict(victim: str, kills: int, seconds: float) -> None:
     mine = VerifierPool(workers=1, limits=Limits(wall_seconds=20.0, cpu_seconds=1.0, memory_bytes=2 << 30))
     sleeper = Check("sleeper@1", "tests.service.rules_for_tests:sleeps", Question("?", ""))
-
+    killed: set[int] = set()
     try:
         with ThreadPoolExecutor(1) as thread:
             checking = thread.submit(lambda: asyncio.run(mine.verify(sleeper, ["1", "0"])))
-            while not mine.pids:
+            while len(killed) < kills:
+                for worker in set(mine.pids) - killed:
+                    time.sleep(seconds)
+                    parent = int(Path(f"/proc/{worker}/stat").read_text().split()[3])
+                    os.kill(worker if victim == "worker" else parent, signal.SIGKILL)
+                    killed.add(worker)
                 time.sleep(0.001)
-            time.sleep(seconds)
-            [worker] = mine.pids
-            parent = int(Path(f"/proc/{worker}/stat").read_text().split()[3])
-            os.kill(worker if victim == "worker" else parent, signal.SIGKILL)
             verdicts = checking.result()
     finally:
         mine.close()
