@@ -63,9 +63,6 @@ CHECKS = {
             select run, consumer, unnest(group_ids) as group_id from current_leases
             where state in ('open', 'acknowledged')
         ) group by run, consumer, group_id having count(*) > 1""",
-    "visits that are stored twice": """
-        select any_value(prompt_id) from visits group by run, prompt_id, visit having count(*) > 1""",
-    "visits that ended twice": "select f.prompt_id from failures f semi join groups using (run, prompt_id, visit)",
     "rescores without a group": "select distinct group_id from rescores anti join groups using (group_id)",
 }
 """What must not be there, and how to find it."""
