@@ -8,8 +8,11 @@
 import asyncio
 import base64
 import binascii
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from ipaddress import ip_address
+from typing import Self
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -21,15 +24,15 @@ from service.api.traffic import Traffic
 from service.parts import Parts
 from service.settings import Settings
 from service.shares import Shares
-from service.stages import Forbidden, Overloaded, Refused, StageError, Unknown
+from service.stages import Busy, Forbidden, Overloaded, Refused, StageError, Unknown
 
 ROWS = {"/v1/prompts", "/v1/rollouts/import"}
 """What may bring `body_mib`."""
 SMALL_BODY = 16 << 20
 OPEN = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 """What needs no key: nothing that is stored is told there."""
-MOST_REQUESTS = 1000
-"""At once; more are told to come again."""
+MOST_REQUESTS, MOST_OF_ONE = 1000, 500
+"""At once, of all and of one caller; more are told to come again."""
 ROOM_SECONDS = 10.0
 """That a body waits for room."""
 STALLED_SECONDS, SLOWEST = 60.0, 64 << 10
@@ -41,6 +44,8 @@ class Gate:
     def __init__(self, app: ASGIApp, traffic: Traffic) -> None:
         self._app = app
         self._traffic = traffic
+        self._at_once: Counter[str] = Counter()
+        """Requests by caller."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -52,21 +57,31 @@ class Gate:
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["state"]["parts"]
         headers = Headers(scope=scope)
-        body = None
         try:
             if self._traffic.at_once > MOST_REQUESTS:
                 raise Overloaded("too_many_requests", f"{MOST_REQUESTS} requests are being answered", retry_after=1)
             refuse_other_pages(scope["method"], headers)
             caller = scope["state"]["caller"] = caller_of(scope["path"], headers, parts.keyring, parts.settings)
-            limit = parts.settings.body_mib << 20 if scope["path"] in ROWS else SMALL_BODY
-            body = Body(headers, receive, limit, parts.bodies, caller.name if caller else "")
-            scope["state"]["body"] = body
-            await self._app(scope, body.receive, body.answering(scope, send))
+            name = caller.name if caller else ""
+            with self._one_more(name):
+                limit = parts.settings.body_mib << 20 if scope["path"] in ROWS else SMALL_BODY
+                with Body(headers, receive, limit, parts.bodies, name) as body:
+                    scope["state"]["body"] = body
+                    await self._app(scope, body.receive, body.answering(scope, send))
         except (Refused, StageError) as refusal:
             await answer_to(refusal)(scope, receive, _safely(send))
+
+    @contextmanager
+    def _one_more(self, caller: str) -> Iterator[None]:
+        if self._at_once[caller] >= MOST_OF_ONE:
+            raise Busy("too_many_requests", f"{MOST_OF_ONE} requests of yours are being answered", retry_after=1)
+        self._at_once[caller] += 1
+        try:
+            yield
         finally:
-            if body:
-                body.let_go(body.held)
+            self._at_once[caller] -= 1
+            if not self._at_once[caller]:
+                del self._at_once[caller]
 
 
 def caller_of(path: str, headers: Mapping[str, str], keyring: Keyring, settings: Settings) -> Caller | None:
@@ -115,13 +130,16 @@ def refuse_other_pages(method: str, headers: Mapping[str, str]) -> None:
             return
         raise Forbidden("cross_site", "a page of another site sent this")
     origin = headers.get("origin")
-    if site is None and origin is not None and urlsplit(origin).netloc != headers.get("host"):
+    if site is None and origin is not None and origin.partition("//")[2] != headers.get("host"):
         raise Forbidden("cross_site", f"a page of {origin} sent this")
 
 
 def _refuse_other_names(host: str, settings: Settings) -> None:
     """Raises Forbidden where a browser may have been told that a name of somebody's is this machine."""
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        name = host
     if name in {"localhost", settings.host, *settings.allow_host}:
         return
     try:
@@ -150,6 +168,12 @@ class Body:
             raise too_large(limit)
         # Room for all of it at once: two that grow in turn would wait for each other.
         self._wanted = limit if "transfer-encoding" in headers else int(length or 0)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.let_go(self.held)
 
     async def hold(self, size: int) -> None:
         """Takes room for so many bytes more, until the request is answered. Raises Overloaded where there is none for
