@@ -12,10 +12,10 @@ ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": "1", "HF_DATASETS_DISABLE_PROGRES
 
 
 class Service:
-    """A ``refinery serve`` process; settings by name."""
+    """A ``refinery serve`` process, on any port unless one is named; settings by name."""
 
-    def __init__(self, data: Path, **settings: object) -> None:
-        command = [sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", "0"]
+    def __init__(self, data: Path, port: int = 0, **settings: object) -> None:
+        command = [sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", str(port)]
         environment = ENVIRONMENT | {f"REFINERY_{name.upper()}": str(value) for name, value in settings.items()}
         self._log = (data.parent / "service.log").open("a")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment)

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +121,31 @@ def test_a_signal_in_the_middle_of_a_job_ends_the_service_cleanly(tmp_path: Path
     assert service.end(how) == 0  # the second signal changes nothing
     with serving(tmp_path / "data") as service, Refinery(service.url) as client:
         assert client.wait(client.get(f"/v1/jobs/{job['id']}"))["state"] == "done"
+
+
+def test_who_waits_when_the_service_ends_is_told_to_come_again_and_does(tmp_path: Path) -> None:
+    rows = [json.loads(line) for line in prompts_file(tmp_path).read_text().splitlines()]
+    with (
+        serving(tmp_path / "data") as first,
+        Refinery(first.url) as client,
+        Refinery(first.url, patience=120) as patient,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        client.add_prompts(rows, "s")
+        client.post("/v1/runs", RUN)
+        leases = [threads.submit(asking.lease, "r", 2, key="k", wait=100) for asking in (client, patient)]
+        time.sleep(1.0)
+        assert first.end(signal.SIGTERM) == 0
+        with serving(tmp_path / "data", port=int(first.url.rpartition(":")[2])):
+            with pytest.raises(RefineryError) as told:
+                leases[0].result()
+            sampled = patient.once("/v1/runs/r/rollouts", {"groups": 2}, key="k")
+            leased = leases[1].result()
+
+    assert (told.value.status, told.value.code) == (503, "closing")
+    assert sampled["funnel"]["informative"] >= 2
+    assert len(leased["group_ids"]) == 2
+    assert "Traceback" not in (tmp_path / "service.log").read_text()
 
 
 def test_a_port_that_is_taken_and_data_that_is_in_use_are_clear_errors(tmp_path: Path) -> None:

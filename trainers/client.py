@@ -15,8 +15,6 @@ Json = dict[str, Any]
 POLL_SECONDS = 0.25
 AGAIN_SECONDS = 2.0
 """Until a service that did not answer is asked again."""
-LATER = {429, 503}
-"""Status of what is refused for now."""
 LEASE_WAIT_SECONDS = 30.0
 """That the service keeps a request for a lease until there are enough groups."""
 DEFAULT_SERVICE = "http://127.0.0.1:8700"
@@ -43,7 +41,7 @@ class Refinery:
         self, url: str = DEFAULT_SERVICE, *, key: str | None = None, timeout: float = 600.0, patience: float = 0.0
     ) -> None:
         """The API key is that of ``REFINERY_API_KEY`` unless one is given. `patience` is how many seconds what can be
-        asked again is, while nobody answers."""
+        asked again is, while nobody answers or the answer is to come again."""
         self.url = url.rstrip("/")
         self.headers = authorization(key)
         self._patience = patience
@@ -175,9 +173,10 @@ class Refinery:
             try:
                 with self._reached():
                     response = self._http.request(method, path, **arguments)
-                if response.status_code not in LATER or time.monotonic() > give_up:
+                if "retry-after" not in response.headers or time.monotonic() > give_up:
                     break
-                time.sleep(float(response.headers.get("retry-after", AGAIN_SECONDS)))
+                told = response.headers["retry-after"]
+                time.sleep(float(told) if told.isdecimal() else AGAIN_SECONDS)  # proxies may tell a date
             except RefineryError:
                 if time.monotonic() > give_up:
                     raise

@@ -38,6 +38,10 @@ class TooSlow(Refused):
     """The body does not come."""
 
 
+class Closing(Refused):
+    """The service ends, and cannot wait for the answer."""
+
+
 RETRY_AFTER = 5
 """Seconds, where something outside our control failed."""
 STATUS: dict[type[Exception], int] = {
@@ -56,6 +60,7 @@ STATUS: dict[type[Exception], int] = {
     StoreFailed: 503,
     KeysUnreadable: 503,
     Overloaded: 503,
+    Closing: 503,
     SqlFailed: 503,
     TimedOut: 408,
     Busy: 429,

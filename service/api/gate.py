@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import OPERATOR, Caller, Keyring, is_loopback
-from service.api.errors import TooLarge, TooSlow, answer_to
+from service.api.errors import Closing, TooLarge, TooSlow, answer_to
 from service.api.traffic import Traffic
 from service.parts import Parts
 from service.settings import Settings
@@ -52,7 +52,13 @@ class Gate:
             await self._app(scope, receive, send)
             return
         with self._traffic.exchange(scope) as exchange:
-            await self._let_in(scope, receive, exchange.answering(send))
+            answering = exchange.answering(send)
+            try:
+                await self._let_in(scope, receive, answering)
+            except asyncio.CancelledError:  # by the server, which is told to end and has waited for a while
+                if not exchange.status:
+                    detail = "the service is being closed: send this again in a moment"
+                    await answer_to(Closing("closing", detail, retry_after=1))(scope, receive, _safely(answering))
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["state"]["parts"]
