@@ -10,7 +10,7 @@ import math
 import shutil
 from array import array
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import datetime
@@ -70,8 +70,11 @@ class Freezer:
             shutil.rmtree(unfinished, ignore_errors=True)  # left by a killed process
         self._locks: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
-    async def freeze(self, name: str, recipe: Recipe) -> DatasetVersion:
-        """The dataset version for this recipe over the store as it is now; the existing one if nothing changed.
+    async def freeze(
+        self, name: str, recipe: Recipe, *, begin: Callable[[str], Awaitable[None]] | None = None
+    ) -> DatasetVersion:
+        """The dataset version for this recipe over the store as it is now; the existing one if nothing changed. `begin`
+        is told its id before it is made.
 
         Raises NotFound for an unknown run or prompt set, Invalid when the selection gives no row.
         """
@@ -81,6 +84,8 @@ class Freezer:
         watermark = await self._groups.watermark(recipe.runs)
         forbidden = await _forbidden(recipe, self._prompts)
         dataset_id = recipe.dataset_id(watermark, forbidden.digest if forbidden else "")
+        if begin:
+            await begin(dataset_id)
         # An impatient client asks again while the first freeze still writes into the same folder.
         lock = self._locks.setdefault(dataset_id, asyncio.Lock())
         # A thread cannot be stopped: whoever stops waiting must not let go of the lock.

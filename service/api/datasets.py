@@ -14,7 +14,7 @@ from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 
 from curation.keys import digest
-from service.api.once import OncePerKey
+from service.api.once import DeedDep, OncePerKey
 from service.api.routes import (
     ADMINISTERS,
     OWN_READS,
@@ -46,11 +46,16 @@ class FrozenFile(FileResponse):
 
 
 @router.post("", status_code=201, dependencies=[OWN_WRITES])
-async def freeze_dataset(body: DatasetIn, parts: PartsDep, caller: CallerDep) -> DatasetOut:
+async def freeze_dataset(body: DatasetIn, parts: PartsDep, caller: CallerDep, deed: DeedDep) -> DatasetOut:
     """Freezes what a recipe makes of its runs as the next version of the name; while these runs stand still the same
     recipe is the same version."""
     refuse_others(caller, body.name, *body.recipe.runs)
-    return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe))
+    if deed is None:
+        return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe))
+    for dataset_id in await deed.begun():  # by now the runs may hold more, and the same recipe be another version
+        if made := await parts.store.datasets.by_id(body.name, dataset_id):
+            return DatasetOut.of(made)
+    return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe, begin=deed.begin))
 
 
 @router.get("", dependencies=[OWN_READS])

@@ -2,13 +2,15 @@
 
 - The first good answer is on disk before it is told. A refusal is not kept: what is asked again is tried again.
 - Between the deed and its answer a crash can come. So the deed itself is one that is harmless to repeat: rows are known
-  by content, runs by name, versions by recipe, jobs by the key.
+  by content, runs by name, jobs by the key. What is named by the state of the store, and so by another name when it is
+  repeated, is noted before it is made: `Deed`.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from hashlib import sha256
-from typing import Any, cast
+from typing import Annotated, Any, cast
 from weakref import WeakValueDictionary
 
 from fastapi import Depends, Request, Response
@@ -18,10 +20,35 @@ from curation.keys import digest
 from service.api.routes import IdempotencyKey
 from service.parts import Parts
 from service.stages import Conflict
-from service.store.answers import Answer
+from service.store.answers import BEGUN, Answer
 
 Handle = Callable[[Request], Awaitable[Response]]
 REPLAYED = {"idempotency-replayed": "true"}
+
+
+@dataclass(frozen=True, slots=True)
+class Deed:
+    """What a request with a key does, before it is answered."""
+
+    parts: Parts
+    answer_id: str
+    asked: str
+    """Digest of the request."""
+
+    async def begun(self) -> list[str]:
+        """Names of what it was about to make when it was sent before; they may have been made or not."""
+        return await self.parts.store.answers.begun(self.answer_id, self.asked)
+
+    async def begin(self, name: str) -> None:
+        await self.parts.store.answers.add(Answer(self.answer_id, self.asked, BEGUN, name, self.parts.now()))
+
+
+def _deed(request: Request) -> Deed | None:
+    return getattr(request.state, "deed", None)
+
+
+DeedDep = Annotated[Deed | None, Depends(_deed)]
+"""None for a request without a key."""
 
 
 class OncePerKey(APIRoute):
@@ -61,6 +88,7 @@ async def _answered(answer_id: str, request: Request, handle: Handle) -> Respons
     asked = digest(request.headers.get("content-type"), await asyncio.to_thread(_sum, body))
     known = await parts.store.answers.find(answer_id)
     if known is None:
+        request.state.deed = Deed(parts, answer_id, asked)
         answer = await handle(request)
         if answer.status_code < 300:
             told = bytes(answer.body).decode()

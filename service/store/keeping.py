@@ -18,6 +18,7 @@ from typing import BinaryIO
 import duckdb
 
 from service.stages import Conflict, Invalid, StoreFailed
+from service.store.answers import BEGUN
 from service.store.duck import Duck
 from service.store.durable import sha256_of
 from service.store.layout import NewerSchema
@@ -54,7 +55,8 @@ CHECKS = {
     "prompts that are stored twice": "select prompt_id from prompts group by 1 having count(*) > 1",
     "versions of datasets that are stored twice": """
         select name || '@' || version from dataset_versions group by name, version having count(*) > 1""",
-    "answers to one key that are stored twice": "select answer from answers group by 1 having count(*) > 1",
+    "answers to one key that are stored twice": f"""
+        select answer from answers where status != {BEGUN} group by 1 having count(*) > 1""",
     "leased groups that are not there": """
         select distinct group_id from (select unnest(group_ids) as group_id from leases)
         anti join groups using (group_id)""",

@@ -8,6 +8,8 @@ import pytest
 from fastapi.testclient import TestClient
 
 from service.access import Keyring, Role
+from service.stages import StoreFailed
+from service.store.answers import BEGUN, Answer, Answers
 from tests.service.conftest import OpenService
 from tests.service.steps import GRESO_RUN, finish, prepare, sample
 
@@ -72,6 +74,35 @@ def test_what_was_refused_is_tried_again_with_the_same_key(client: TestClient) -
     second = client.post("/v1/runs", json=RUN, headers=KEY)
 
     assert (first.status_code, second.status_code) == (404, 201)
+
+
+@pytest.mark.parametrize(("path", "body"), [(at, body) for at, (body, _) in CREATING.items()])
+def test_a_deed_whose_answer_was_never_stored_is_not_done_again(
+    open_service: OpenService, monkeypatch: pytest.MonkeyPatch, path: str, body: Any
+) -> None:
+    """As if the service were killed between the two; and meanwhile the store has grown."""
+    add = Answers.add
+
+    async def killed(answers: Answers, answer: Answer) -> None:
+        if answer.status != BEGUN:
+            raise StoreFailed("killed")
+        await add(answers, answer)
+
+    with open_service() as client:
+        prepare(client)
+        sample(client, passes=1)
+        monkeypatch.setattr(Answers, "add", killed)
+        assert client.post(path, json=body, headers=KEY).status_code == 503
+        monkeypatch.setattr(Answers, "add", add)
+        for job in client.get("/v1/jobs").json():
+            finish(client, job)
+        sample(client, passes=1)
+        before = everything(client)
+    with open_service() as client:
+        answer = client.post(path, json=body, headers=KEY)
+
+        assert answer.status_code in {200, 201, 202}, answer.text
+        assert everything(client) == before
 
 
 def test_keys_of_two_senders_and_of_two_paths_are_not_the_same(client: TestClient, tmp_path: Path) -> None:
