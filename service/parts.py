@@ -332,7 +332,7 @@ def _work(
 
     async def publish_version(job: Job, report: Report) -> dict[str, Any]:
         roots = roots_of(settings, Keyring(settings.data))
-        return await publish(job, engines=engines, policies=store.policies, roots=roots, now=now)
+        return await publish(job, engines=engines, policies=store.policies, roots=roots, now=now, report=report)
 
     async def judge_anew(job: Job, report: Report) -> dict[str, Any]:
         return await rescore(job, verify=verify, verdicts=store.verdicts, now=now)

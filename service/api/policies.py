@@ -30,7 +30,8 @@ async def add_policy(
 ) -> JobOut:
     """Publishes a checkpoint as version 1 of a new policy; the job ends when it is live."""
     refuse_others(caller, body.name)
-    if body.name in await parts.store.policies.names():
+    is_known = await parts.jobs.find(job_name(JobKind.PUBLISH, body.name, idempotency_key))
+    if not is_known and body.name in await parts.store.policies.names():
         raise Conflict(
             "policy_exists", f"policy {body.name!r} exists; POST /v1/policies/{body.name}/versions publishes to it"
         )

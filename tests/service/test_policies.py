@@ -1,6 +1,8 @@
 """Publishing: a version is live when the engine reports it, and its label is on everything it sampled."""
 
+import asyncio
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -8,6 +10,8 @@ from fastapi.testclient import TestClient
 
 from service.checkpoints import EMBEDDED
 from service.stages import Conflict
+from service.store.answers import Answers
+from service.store.policies import Policies, PolicyVersion
 from tests.service.conftest import OpenService
 from tests.service.steps import GRESO_RUN, finish, prepare, sample
 
@@ -52,6 +56,41 @@ def test_a_repeated_publication_with_one_key_is_one_version(client: TestClient, 
         publish(client, checkpoint, **{"Idempotency-Key": "step-7"})
 
     assert client.get("/v1/policies/policy").json()["live"] == 2
+
+
+def test_a_publication_that_was_interrupted_after_it_was_stored_is_one_version(
+    open_service: OpenService, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With both of the routes; and the key of a new policy is still good for the answer."""
+    add = Policies.add
+    stored = threading.Event()
+
+    async def interrupted(policies: Policies, live: PolicyVersion) -> None:
+        await add(policies, live)
+        stored.set()
+        await asyncio.sleep(3600)
+
+    body, key = {"checkpoint": str(checkpoint)}, {"Idempotency-Key": "k"}
+    asked = [("/v1/policies/policy/versions", body), ("/v1/policies", body | {"name": "q"})]
+    jobs = []
+    for path, what in asked:
+        with open_service() as client:
+            monkeypatch.setattr(Policies, "add", interrupted)
+            jobs.append(client.post(path, json=what, headers=key).json())
+            assert stored.wait(30)
+        monkeypatch.setattr(Policies, "add", add)
+        stored.clear()
+    with open_service() as client:
+        ended = [finish(client, job) for job in jobs]
+        assert [(job["state"], job["result"]["version"]) for job in ended] == [("done", 2), ("done", 1)]
+        monkeypatch.setattr(Answers, "find", never)
+        told = [client.post(path, json=what, headers=key) for path, what in asked]
+        assert [answer.json()["id"] for answer in told] == [job["id"] for job in jobs]
+        assert [len(policy["versions"]) for policy in client.get("/v1/policies").json()] == [2, 1]
+
+
+async def never(answers: Answers, answer_id: str) -> None:
+    """No answer was stored."""
 
 
 def test_the_newest_version_is_live_after_a_restart(open_service: OpenService, checkpoint: Path) -> None:
