@@ -3,7 +3,8 @@
 - A job's state is its newest stored event; a final state is never left.
 - Every job that was accepted comes to a final state, if need be after a restart; while the store fails it waits, and
   goes on as after a restart.
-- Cancelling stops *asking*: what is already sampling is finished and stored.
+- Cancelling stops *asking*: what is already sampling is finished and stored. A job that was told to stop stops after a
+  restart, too.
 - Memory has what is unfinished, and the last that ended; the others are read when somebody asks.
 """
 
@@ -27,6 +28,8 @@ MOST_UNFINISHED_OF_ONE, MOST_UNFINISHED = 100, 1000
 """Jobs on one run, policy or dataset, and on all; more are told to come again."""
 STORE_PATIENCE, STORE_RETRY = 3600.0, 2.0
 """Seconds that a job waits for a store that fails, a full disk say, and between two tries."""
+CANCEL_REQUESTED = "cancel_requested"
+"""Part of the data of an event."""
 MOST_ENDED = 1000
 """That are kept in memory."""
 
@@ -50,7 +53,7 @@ class JobState(StrEnum):
 
 
 _MOVES = {
-    JobState.QUEUED: {JobState.RUNNING, JobState.CANCELLED, JobState.FAILED},
+    JobState.QUEUED: {JobState.QUEUED, JobState.RUNNING, JobState.CANCELLED, JobState.FAILED},
     JobState.RUNNING: {JobState.RUNNING, JobState.DONE, JobState.FAILED, JobState.CANCELLED},
     JobState.DONE: set(),
     JobState.FAILED: set(),
@@ -86,6 +89,8 @@ class Job:
     cancel_requested: bool = False
     progress: Json = field(default_factory=dict)
     """Newer than the last event, and only in memory."""
+    telling: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False, repr=False)
+    """One event after the other."""
 
     @property
     def state(self) -> JobState:
@@ -150,6 +155,7 @@ class JobBoard:
         """Takes up the jobs that an earlier process left unfinished, oldest first; returns their ids."""
         self._jobs = {job.id: job for job in await self._log.unfinished()}
         for job in self._jobs.values():
+            job.cancel_requested = any(event.data.get(CANCEL_REQUESTED) for event in job.events)
             self._start(job)
         return list(self._jobs)
 
@@ -202,9 +208,11 @@ class JobBoard:
         runs = None if reaches is None else [run for run in await self._log.runs() if reaches(run)]
         return [self._jobs.get(job.id, job) for job in await self._log.newest(limit, runs)]
 
-    def cancel(self, job: Job) -> None:
-        """Asks it to stop; harmless on one that has ended."""
-        job.cancel_requested = True
+    async def cancel(self, job: Job) -> None:
+        """Asks it to stop, and returns once that is stored; harmless on one that has ended."""
+        if not job.cancel_requested:
+            job.cancel_requested = True
+            await asyncio.shield(self._task(self._tell(job, None, {CANCEL_REQUESTED: True})))
 
     async def wait(self, job: Job, *, seconds: float, beyond: int | None = None) -> None:
         """Returns when the job is final, has an event after number `beyond`, or the time is up."""
@@ -287,10 +295,17 @@ class JobBoard:
             logger.exception("failed in a way nobody foresaw")
             return JobState.FAILED, {"error": "internal", "detail": repr(surprise)}
 
-    async def _tell(self, job: Job, state: JobState, data: Json) -> None:
-        event = JobEvent(job.events[-1].seq + 1, job.state.to(state), data, self._now())
-        await self._log.append(job.id, event)
-        job.events.append(event)
+    async def _tell(self, job: Job, state: JobState | None, data: Json) -> None:
+        """Without a state the data are added to those of the last event, unless that was the final one."""
+        async with job.telling:
+            last = job.events[-1]
+            if state is None:
+                if last.state.is_final:
+                    return
+                state, data = last.state, last.data | data
+            event = JobEvent(last.seq + 1, last.state.to(state), data, self._now())
+            await self._log.append(job.id, event)
+            job.events.append(event)
         if state.is_final:
             logger.info("%s job ended as %s", job.kind, state)
             self._ended.append(job.id)

@@ -43,7 +43,7 @@ async def get_job(job: JobDep, parts: PartsDep, wait: Wait = 0) -> JobOut:
 @router.delete("/{job_id}", status_code=202, dependencies=[OWN_WRITES])
 async def cancel_job(job: JobDep, parts: PartsDep) -> JobOut:
     """Stops asking for more; groups that are sampling are finished and stored."""
-    parts.jobs.cancel(job)
+    await parts.jobs.cancel(job)
     return JobOut.of(job)
 
 

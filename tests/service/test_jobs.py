@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import pairwise
 from typing import Any
@@ -40,7 +41,7 @@ class Log:
         return self.jobs.get(job_id)
 
     async def unfinished(self) -> list[Job]:
-        return [job for job in self.jobs.values() if not job.state.is_final]
+        return [replace(job, events=list(job.events)) for job in self.jobs.values() if not job.state.is_final]
 
     async def newest(self, limit: int, runs: Sequence[str] | None) -> list[Job]:
         wanted = [job for job in reversed(self.jobs.values()) if runs is None or job.run in runs]
@@ -100,6 +101,49 @@ def test_events_count_up_and_every_move_is_legal() -> None:
     assert [event.seq for event in job.events] == [1, 2, 3, 4]
     assert all(before.state.to(after.state) is after.state for before, after in pairwise(job.events))
     assert job.result == {"whole": True}
+
+
+def test_a_job_that_was_told_to_stop_does_not_go_on_after_a_restart() -> None:
+    log, done = Log(), []
+
+    async def work(job: Job, report: Any) -> dict[str, Any]:
+        await report({"so": "far"})
+        for _ in range(200):
+            if job.cancel_requested:
+                raise Cancelled({})
+            await asyncio.sleep(0.01)
+        done.append(job.id)
+        return {}
+
+    async def hang(job: Job, report: Any) -> dict[str, Any]:
+        await report({"so": "far"})
+        await asyncio.sleep(60)
+        return {}
+
+    async def run() -> list[Job]:
+        board = JobBoard(log, {JobKind.ROLLOUTS: hang}, now)
+        jobs = [await board.submit(name, JobKind.ROLLOUTS, "r", {}) for name in ("working", "waiting", "not told")]
+        await asyncio.sleep(0.05)
+        for job in jobs[:2]:
+            await board.cancel(job)
+            await board.cancel(job)
+        assert [job.state for job in jobs] == [JobState.RUNNING, JobState.QUEUED, JobState.QUEUED]
+        assert jobs[0].events[-1].data == {"so": "far", "cancel_requested": True}
+        await board.close()
+        again = JobBoard(log, {JobKind.ROLLOUTS: work}, now)
+        await again.resume()
+        found = [await again.get(job.id) for job in jobs]
+        for job in found:
+            await again.wait(job, seconds=10)
+        await again.cancel(found[2])
+        await again.close()
+        return found
+
+    jobs = asyncio.run(run())
+
+    assert [job.state for job in jobs] == [JobState.CANCELLED, JobState.CANCELLED, JobState.DONE]
+    assert done == ["not told"]
+    assert all([event.seq for event in job.events] == list(range(1, len(job.events) + 1)) for job in jobs)
 
 
 @pytest.mark.parametrize("final", [state for state in JobState if state.is_final])
