@@ -53,6 +53,9 @@ SCOPE: dict[str, str] = {
 }
 """What of a table a restricted caller sees. In this order: some look at those before them."""
 
+PRIVATE = {"answers"}
+"""Tables that nobody sees."""
+
 FENCE = f"limit {2**62}"
 """No condition of a question gets past it: one that is tried on rows of others could tell of them by failing."""
 

@@ -104,7 +104,7 @@ def test_duckdb_reads_the_very_same_rows(served: Served) -> None:
 
 def test_a_download_that_broke_off_goes_on_where_it_was(served: Served, tmp_path: Path) -> None:
     part = tmp_path / "part"
-    with subprocess.Popen(["curl", "-s", "--limit-rate", "500K", "-o", part, served.url]) as broken:
+    with subprocess.Popen(["curl", "-s", "--limit-rate", "50K", "-o", part, served.url]) as broken:
         while not part.exists() or not part.stat().st_size:
             assert broken.poll() is None
             time.sleep(0.02)
