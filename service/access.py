@@ -99,8 +99,10 @@ class Keyring:
                 self._read = seen, _KEYS.validate_json(self.path.read_bytes())
         except FileNotFoundError:
             return None
-        except (OSError, ValidationError) as error:
+        except OSError as error:
             raise KeysUnreadable(f"{self.path} cannot be read, so nobody is let in: {error}") from error
+        except ValidationError as error:  # whose own words quote the file
+            raise KeysUnreadable(f"{self.path} holds no keys, so nobody is let in: {reason_of(error)}") from error
         return self._read[1]
 
     def caller(self, token: str) -> Caller | None:

@@ -142,7 +142,9 @@ def test_while_the_file_of_the_keys_is_damaged_nobody_gets_in_and_the_service_li
     keyring.path.write_text(damage)
 
     assert client.get("/v1/runs", headers=bearer(token)).status_code == 503
-    assert client.get("/v1/runs").status_code == 503
+    refused = client.get("/v1/runs")
+    assert (refused.status_code, refused.json()["code"]) == (503, "keys_unreadable")
+    assert "00000000" not in refused.text  # nobody is told what is in it
     assert client.get("/livez").status_code == 200
     keyring.path.write_text(whole)
     assert client.get("/v1/runs", headers=bearer(token)).status_code == 200
