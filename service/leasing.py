@@ -53,7 +53,7 @@ class LeaseRequest(Choice):
     """Exactly so many."""
     consumer: str = Field("trainer", pattern=NAME)
     """Whose queue to take them from: a group is given to each consumer once."""
-    max_staleness: int | None = Field(None, ge=0)
+    max_staleness: int | None = Field(None, ge=0, lt=2**31)
     """By how many versions the live policy may be ahead of the one that sampled a group; None takes any."""
     recipe: GroupRule = GroupRule(shape=Shape.GROUPS)
     """What the rows are, and which groups give some."""

@@ -22,7 +22,7 @@ from service.store.policies import Policies, PolicyVersion
 class PublishRequest(Choice):
     checkpoint: str = Field(min_length=1, max_length=4096)
     """Folder on the service's machine, or a Hub id ``owner/name[@revision]``; a LoRA adapter counts."""
-    step: int | None = Field(None, ge=0)
+    step: int | None = Field(None, ge=0, lt=2**63)
     """The trainer's step, for the record."""
 
 

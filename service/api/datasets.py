@@ -71,10 +71,10 @@ async def get_version(name: str, version: str, parts: PartsDep) -> Any:
 
 @router.delete("/{name}@{version}", dependencies=[ADMINISTERS])
 async def delete_version(
-    name: str, version: int, parts: PartsDep, reason: Annotated[str, Query(max_length=1000)] = ""
+    name: str, version: str, parts: PartsDep, reason: Annotated[str, Query(max_length=1000)] = ""
 ) -> DatasetOut:
-    """Deletes the files of a version. What it was made of, and why it is gone, stays."""
-    return DatasetOut.of(await parts.freezer.delete(name, version, reason))
+    """Deletes the files of a version, by its number. What it was made of, and why it is gone, stays."""
+    return DatasetOut.of(await parts.freezer.delete(name, _number(version), reason))
 
 
 @router.get("/{name}@{version}/rows", response_model=RowsOut, dependencies=[READS])
@@ -172,14 +172,18 @@ async def find(name: str, version: str, parts: Parts, *, deleted: bool = False) 
     if version == LATEST:
         versions = await parts.store.datasets.versions(name)
         dataset = next((one for one in reversed(versions) if one.deleted_at is None), versions[-1])
-    elif not version.isascii() or not version.isdigit() or len(version) > 9:
-        raise Invalid("bad_version", f"{version!r} is neither a number nor {LATEST!r}")
     else:
-        dataset = await parts.store.datasets.get(name, int(version))
+        dataset = await parts.store.datasets.get(name, _number(version))
     if dataset.deleted_at is not None and not deleted:
         why = f": {dataset.deletion_reason}" if dataset.deletion_reason else ""
         raise Gone("dataset_deleted", f"{name}@{dataset.version} was deleted{why}; its recipe is in its manifest")
     return dataset
+
+
+def _number(version: str) -> int:
+    if not version.isascii() or not version.isdigit() or len(version) > 9:
+        raise Invalid("bad_version", f"{version!r} is no number of a version")
+    return int(version)
 
 
 def _caching(dataset: DatasetVersion, *files: str, weak: bool = False) -> dict[str, str]:

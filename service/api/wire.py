@@ -51,6 +51,7 @@ def decode_cursor(cursor: str | None, start: T) -> T:
         return start
     try:
         key = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        str(key).encode()  # half characters are none of ours
     except (ValueError, RecursionError):
         key = None
     if not isinstance(key, type(start)):
@@ -121,7 +122,7 @@ class PromptsAdded(BaseModel):
 class PolicyIn(Choice):
     name: str = Field(pattern=NAME)
     checkpoint: str = Field(min_length=1, max_length=4096)
-    step: int | None = Field(None, ge=0)
+    step: int | None = Field(None, ge=0, lt=2**63)
     """The trainer's step, for the record."""
 
 

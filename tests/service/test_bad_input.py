@@ -329,6 +329,9 @@ HOSTILE = {
     "too many candidates": ("/v1/replay", {"run": "r", "selectors": [{"kind": "mopps", "candidates": 1e308}]}),
     "too much optimism": ("/v1/replay", {"run": "r", "selectors": [{"kind": "posterior", "optimism": 1e308}]}),
     "no selectors": ("/v1/replay", {"run": "r", "selectors": []}),
+    "an endless step": ("/v1/policies/policy/versions", {"checkpoint": "/nowhere", "step": 2**63}),
+    "an endless step of a new policy": ("/v1/policies", {"name": "q", "checkpoint": "/nowhere", "step": 2**63}),
+    "endless staleness": ("/v1/runs/r/leases", {"groups": 1, "max_staleness": 10**400}),
     "an endless top_k": ("/v1/runs", GRESO_RUN | {"name": "x", "sampling": {"top_k": 10**30}}),
 }
 
@@ -351,6 +354,7 @@ def test_what_no_machine_could_do_is_refused_before_anything_is_done(
     ("query", "status"),
     [
         ("/v1/groups?cursor=" + base64.urlsafe_b64encode(b"[" * 3000).decode(), 422),
+        ("/v1/prompts?cursor=" + base64.urlsafe_b64encode(b'"\\ud800"').decode(), 422),
         ("/v1/groups?run=nobody", 404),
         (f"/v1/datasets/d@1/rows?offset={2**63}", 422),
         ("/v1/runs/r/informativeness?price=inf", 422),
@@ -360,3 +364,15 @@ def test_a_query_that_makes_no_sense_is_refused(query: str, status: int, client:
     prepare(client)
 
     assert client.get(query).status_code == status
+
+
+@pytest.mark.parametrize("version", ["9" * 50, "9" * 400, "1.0", "-1", "+1", "latest", "%D9%A1"])
+def test_a_version_is_deleted_by_its_number_alone(client: TestClient, version: str) -> None:
+    prepare(client)
+    sample(client, groups=5)
+    frozen = freeze(client)
+
+    answer = client.delete(f"/v1/datasets/d@{version}")
+
+    assert (answer.status_code, answer.json()["code"]) == (422, "bad_version")
+    assert client.get("/v1/datasets/d@1").json() == frozen
