@@ -76,7 +76,7 @@ def fetch(checkpoint: str, roots: Roots = None) -> Checkpoint:
 
 def open_folder(folder: str | Path, roots: Roots = None) -> Checkpoint:
     """Raises Invalid unless the folder holds all of a checkpoint, or of an adapter whose base can be fetched."""
-    path = Path(folder).expanduser().resolve()
+    path = Path(_at_home(folder)).resolve()
     return _checked(path, str(path), roots)
 
 
@@ -98,7 +98,7 @@ def same_architecture(new: Checkpoint, old: Checkpoint) -> None:
 
 def _folder(checkpoint: str, roots: Roots) -> Path | None:
     """The folder that is meant, or None. Raises Invalid for one outside the roots, whether it is there or not."""
-    path = Path(checkpoint).expanduser()
+    path = Path(_at_home(checkpoint))
     is_there = os.path.isdir(path)  # unlike Path.is_dir, False for a NUL or an endless name too
     if not is_there and not (path.is_absolute() and roots is not None):
         return None
@@ -117,10 +117,26 @@ def _folder(checkpoint: str, roots: Roots) -> Path | None:
     )
 
 
+def _at_home(folder: str | Path) -> str:
+    """With somebody's home for ``~``; unlike Path.expanduser, nobody's is no error."""
+    try:
+        return os.path.expanduser(folder)
+    except ValueError:  # a NUL
+        return str(folder)
+
+
 def _hub_id(checkpoint: str) -> re.Match[str]:
+    from huggingface_hub.utils import HFValidationError, validate_repo_id
+
     match = HUB_ID.fullmatch(checkpoint)
     if match is None:
         raise Invalid("checkpoint_not_found", f"there is no folder {checkpoint!r} on the service's machine")
+    try:
+        validate_repo_id(match["repo"])
+    except HFValidationError as error:
+        raise Invalid(
+            "checkpoint_not_found", f"{checkpoint!r} is no folder here and no name on the Hub: {error}"
+        ) from None
     return match
 
 
@@ -134,7 +150,7 @@ def _checked(path: Path, source: str, roots: Roots) -> Checkpoint:
         base = _json(path / ADAPTER[0]).get("base_model_name_or_path")
         if not isinstance(base, str) or not base:
             raise Invalid("checkpoint_incomplete", f"{path / ADAPTER[0]} does not name its base_model_name_or_path")
-        if Path(base).expanduser().resolve() == path or (full := fetch(base, roots)).base is not None:
+        if Path(_at_home(base)).resolve() == path or (full := fetch(base, roots)).base is not None:
             raise Invalid("checkpoint_incomplete", f"the base {base} of adapter {path} is itself an adapter")
         checkpoint = Checkpoint(source, path, full)
     else:

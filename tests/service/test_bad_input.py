@@ -242,7 +242,19 @@ def test_a_senseless_recipe_is_refused(client: TestClient, recipe: dict[str, Any
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
 
 
-@pytest.mark.parametrize("path", ["/nowhere", "", "a\0b", "x" * 5000], ids=["missing", "empty", "NUL", "long"])
+NO_CHECKPOINTS = {
+    "missing": "/nowhere",
+    "empty": "",
+    "NUL": "a\0b",
+    "long": "x" * 5000,
+    "nobody's home": "~nobody-of-this-name",
+    "the home of a NUL": "~\0",
+    "no name on the Hub": "a..b/c",
+    "no name on the Hub either": "-a/b.git",
+}
+
+
+@pytest.mark.parametrize("path", NO_CHECKPOINTS.values(), ids=NO_CHECKPOINTS)
 def test_a_checkpoint_that_is_not_there_is_refused_before_any_job(client: TestClient, path: str) -> None:
     before = everything(client)
 
