@@ -126,7 +126,8 @@ def _at_home(folder: str | Path) -> str:
 
 
 def _hub_id(checkpoint: str) -> re.Match[str]:
-    from huggingface_hub.utils import HFValidationError, validate_repo_id
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     match = HUB_ID.fullmatch(checkpoint)
     if match is None:
