@@ -24,6 +24,7 @@ class Bench(StrEnum):
     SERVE = auto()
     PAPERS = auto()
     SOAK = auto()
+    FAULTS = auto()
 
 
 def register(app: typer.Typer) -> None:
@@ -32,15 +33,22 @@ def register(app: typer.Typer) -> None:
 
 def bench(
     name: Bench,
-    engine: Annotated[list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default.")] = None,
-    engine_python: Annotated[Path | None, typer.Option(help="For engine: Python of its own environment.")] = None,
+    engine: Annotated[
+        list[str] | None, typer.Option(help="For engine: vllm, sglang; both by default. For faults: the embedded one.")
+    ] = None,
+    engine_python: Annotated[
+        Path | None, typer.Option(help="For engine and faults: Python of its own environment.")
+    ] = None,
     data: Annotated[Path | None, typer.Option(help="For select, verify and code: folder of recorded data.")] = None,
     seeds: Annotated[int, typer.Option(min=1, help="For learning and papers.")] = 5,
     steps: Annotated[int, typer.Option(min=3, help="For learning: gradient steps of each arm.")] = 30,
     groups: Annotated[int, typer.Option(min=8, help="For curate: stored groups of 8.")] = 1_000_000,
     rollouts: Annotated[int, typer.Option(min=80_000, help="For store and sql: how many are stored.")] = 1_000_000,
     folder: Annotated[
-        Path | None, typer.Option(help="For store: keep the store here. For sql: ask one that was kept.")
+        Path | None,
+        typer.Option(
+            help="For store: keep the store here. For sql: ask one that was kept. For faults: keep all of it."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="For papers: cells and results; it goes on with what is there.")
@@ -48,10 +56,14 @@ def bench(
     only: Annotated[
         list[str] | None, typer.Option(help="For papers: greso, pods, g2d, semi_online; all by default.")
     ] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="For papers: only to try whether everything works.")] = False,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="For papers and faults: only to try whether everything works.")
+    ] = False,
     policy: Annotated[Path | None, typer.Option(help="For papers: checkpoint instead of the embedded one.")] = None,
     workers: Annotated[int, typer.Option(min=1, help="For papers: cells at a time.")] = 2,
     minutes: Annotated[float, typer.Option(min=0.5, help="For soak: of steady load.")] = 60.0,
+    kills: Annotated[int | None, typer.Option(min=1, help="For faults: 500, or 60 with --quick.")] = None,
+    seed: Annotated[int, typer.Option(help="For faults: of the schedule and of what clients do.")] = 0,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document only.")] = False,
 ) -> None:
     """Measures the ratios we claim, each against its yardstick in the same run."""
@@ -109,6 +121,17 @@ def bench(
             from benchmarks import soak
 
             figures = soak.run(minutes)
+        case Bench.FAULTS:
+            from benchmarks.faults import bench as faults
+
+            figures = faults.run(
+                kills=kills,
+                seed=seed,
+                quick=quick,
+                folder=folder,
+                engine=engine[0] if engine else None,
+                python=engine_python,
+            )
     if as_json:
         print(json.dumps(document(name, figures)))
         return
