@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from fastapi import APIRouter, Query, Request
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
+from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 
 from curation.keys import digest
+from service.api.errors import OutOfRange
 from service.api.once import DeedDep, OncePerKey
 from service.api.routes import (
     ADMINISTERS,
@@ -43,6 +45,17 @@ MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "applicat
 
 class FrozenFile(FileResponse):
     chunk_size = 2**20  # each costs a trip to a thread
+
+    @classmethod
+    def _parse_range_header(cls, http_range: str, file_size: int) -> list[tuple[int, int]]:
+        """Starlette answers in plain text. What it takes for malformed may be of a unit that we do not know, and is to
+        be ignored (RFC 9110, 14.2): the answer is the whole file."""
+        try:
+            return super()._parse_range_header(http_range, file_size)
+        except MalformedRangeHeader:
+            return []
+        except RangeNotSatisfiable as beyond:
+            raise OutOfRange(beyond.max_size) from None
 
 
 @router.post("", status_code=201, dependencies=[OWN_WRITES])

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.routing import Match
 
 from service.access import KeysUnreadable
 from service.sql.console import SqlFailed, TimedOut
@@ -42,6 +43,14 @@ class Closing(Refused):
     """The service ends, and cannot wait for the answer."""
 
 
+class OutOfRange(Refused):
+    """The file ends before the range begins."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__("range_not_satisfiable", f"the file has {size} bytes")
+        self.size = size
+
+
 RETRY_AFTER = 5
 """Seconds, where something outside our control failed."""
 STATUS: dict[type[Exception], int] = {
@@ -53,6 +62,7 @@ STATUS: dict[type[Exception], int] = {
     TooSlow: 408,
     Gone: 410,
     TooLarge: 413,
+    OutOfRange: 416,
     Invalid: 422,
     StageError: 500,
     EngineFailed: 503,
@@ -65,6 +75,8 @@ STATUS: dict[type[Exception], int] = {
     TimedOut: 408,
     Busy: 429,
 }
+METHODS = ("GET", "HEAD", "POST", "DELETE")
+PROBLEM = "application/problem+json"
 
 
 def status_of(error: Exception) -> int:
@@ -75,9 +87,7 @@ def status_of(error: Exception) -> int:
 def problem(status: int, code: str, detail: str, **extra: Any) -> JSONResponse:
     """RFC 9457; `code` is stable and for programs, `detail` is for people."""
     document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code}
-    return JSONResponse(
-        document | {"detail": detail} | extra, status_code=status, media_type="application/problem+json"
-    )
+    return JSONResponse(document | {"detail": detail} | extra, status_code=status, media_type=PROBLEM)
 
 
 def answer_to(error: Refused | StageError) -> JSONResponse:
@@ -92,6 +102,8 @@ def answer_to(error: Refused | StageError) -> JSONResponse:
     answer = problem(status_of(error), error.code, str(error), **error.extra)
     if isinstance(error, Unknown):
         answer.headers["www-authenticate"] = "Bearer"
+    if isinstance(error, OutOfRange):
+        answer.headers["content-range"] = f"bytes */{error.size}"
     if "retry_after" in error.extra:
         answer.headers["retry-after"] = str(error.extra["retry_after"])
     return answer
@@ -109,9 +121,26 @@ async def _unreadable(_: Request, error: Exception) -> JSONResponse:
     return problem(422, "invalid_request", detail, errors=errors[:100])
 
 
-async def _http(_: Request, error: Exception) -> JSONResponse:
+async def _http(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
-    return problem(error.status_code, HTTPStatus(error.status_code).name.lower(), str(error.detail))
+    answer = problem(error.status_code, HTTPStatus(error.status_code).name.lower(), str(error.detail))
+    answer.headers.update(error.headers or {})
+    if error.status_code == 405:
+        answer.headers["allow"] = ", ".join(_methods_at(request))
+    return answer
+
+
+def _methods_at(request: Request) -> list[str]:
+    """Of all routes of a path; starlette tells those of the first."""
+    return [
+        method
+        for method in METHODS
+        if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
+    ]
+
+
+async def _unforeseen(_: Request, error: Exception) -> JSONResponse:
+    return problem(500, "internal", f"nobody foresaw this {type(error).__name__}; the service's log has it")
 
 
 async def _unheard(_: Request, error: Exception) -> Response:
@@ -127,3 +156,4 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _unheard)
+    app.add_exception_handler(Exception, _unforeseen)

@@ -388,3 +388,24 @@ def test_a_version_is_deleted_by_its_number_alone(client: TestClient, version: s
 
     assert (answer.status_code, answer.json()["code"]) == (422, "bad_version")
     assert client.get("/v1/datasets/d@1").json() == frozen
+
+
+def test_what_is_asked_for_in_a_wrong_way_is_told_all_the_right_ones(client: TestClient) -> None:
+    allowed = {path: client.put(path) for path in ("/v1/runs", "/v1/jobs/j", "/v1/datasets/d@1", "/livez")}
+
+    assert {(answer.status_code, answer.json()["code"]) for answer in allowed.values()} == {(405, "method_not_allowed")}
+    assert {path: answer.headers["allow"] for path, answer in allowed.items()} == {
+        "/v1/runs": "GET, POST",
+        "/v1/jobs/j": "GET, DELETE",
+        "/v1/datasets/d@1": "GET, DELETE",
+        "/livez": "GET",
+    }
+
+
+def test_what_nobody_foresaw_is_a_problem_document_too(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("service.store.runs.Runs.all", None)
+
+    answer = client.get("/v1/runs")
+
+    assert (answer.status_code, answer.headers["content-type"]) == (500, "application/problem+json")
+    assert answer.json()["code"] == "internal"

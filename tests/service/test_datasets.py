@@ -54,6 +54,20 @@ def test_every_pair_has_its_lineage_and_its_margin(sampled: TestClient) -> None:
         assert row["margin"] == row["chosen_reward"] - row["rejected_reward"] > 0
 
 
+def test_a_range_beyond_the_end_is_a_problem_and_one_of_another_kind_is_none(sampled: TestClient) -> None:
+    freeze(sampled)
+    url = "/v1/datasets/d@1/train.parquet"
+    whole = sampled.get(url)
+
+    beyond = sampled.get(url, headers={"Range": "bytes=999999999-"})
+    other = [sampled.get(url, headers={"Range": asked}) for asked in ("lines=1-2", "bytes", "bytes=x-y", "bytes=9-1")]
+
+    assert (beyond.status_code, beyond.json()["code"]) == (416, "range_not_satisfiable")
+    assert beyond.headers["content-type"] == "application/problem+json"
+    assert beyond.headers["content-range"] == f"bytes */{len(whole.content)}"
+    assert [(answer.status_code, answer.content) for answer in other] == [(200, whole.content)] * 4
+
+
 def test_a_range_is_a_range_and_an_etag_saves_the_download(sampled: TestClient) -> None:
     url = freeze(sampled)["urls"]["train.parquet"]
     whole = sampled.get(url)
