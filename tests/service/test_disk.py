@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import subprocess
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,9 @@ from tests.service.steps import GRESO_RUN
 from tests.test_command import decided, prompts_file, refinery
 from trainers.client import Refinery
 
-MIB = 1 << 20
-ROWS = [{"prompt": "2 + 2 =", "reference": "4"}]
+KIB, PAGE, MIB = 1 << 10, 1 << 12, 1 << 20
+ROWS = [{"prompt": f"{n} + 1 = {' ' * KIB}", "reference": str(n + 1)} for n in range(1000)]
+"""More than the room that is left in the last page of a file."""
 
 
 @pytest.fixture
@@ -34,16 +36,17 @@ def disk(tmp_path: Path) -> Iterator[Path]:
 
 
 def fill(disk: Path) -> Path:
-    """To its last byte."""
+    """To its last page, and what is given back by a commit that fails for it as well."""
     ballast = disk / "ballast"
     with ballast.open("ab", buffering=0) as file:
-        for size in (MIB, 4096, 1):
-            try:
-                while file.write(bytes(size)):
-                    pass
-            except OSError:
-                continue
-    assert shutil.disk_usage(disk).free < 4096
+        while shutil.disk_usage(disk).free >= PAGE:
+            for size in (MIB, PAGE):
+                try:
+                    while file.write(bytes(size)):
+                        pass
+                except OSError:
+                    continue
+            time.sleep(1)
     return ballast
 
 
@@ -91,7 +94,7 @@ def test_a_disk_that_is_full_for_a_while_costs_time_and_nothing_else(disk: Path,
         assert decided(client) == expected
         assert client.get("/v1/store/check") == {"damages": []}
         assert not list((disk / "data" / "datasets").glob("*.part"))
-        assert client.add_prompts(ROWS, "s")["added"] == 1
+        assert client.add_prompts(ROWS, "s")["added"] == len(ROWS)
         assert client.post("/v1/datasets", {"name": "d", "recipe": {"runs": ["r"], "seed": 1}})["version"] == 1
 
 
