@@ -1,34 +1,20 @@
 """Dataset versions against a model of them, through whatever history: a version is what it was, until it is deleted."""
 
 import asyncio
-import shutil
-import tempfile
-from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, TypeVar
 
 import polars as pl
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from curation.recipe import AllRightWithWrong, Recipe
-from curation.records import Action, Decision, Visit
 from service.freezing import Freezer
-from service.parts import Store
-from service.run_config import Retain, RunConfig
 from service.stages import Invalid
 from service.store.datasets import DatasetVersion
 from service.store.durable import sha256_of
-from service.store.groups import PlannedVisit, StoredGroup
-from service.store.policies import PolicyVersion
-from tests.builders import a_group, a_prompt
+from tests.service.histories import NOW, SETTINGS, History
 
-T = TypeVar("T")
-NOW = datetime(2026, 1, 1)  # noqa: DTZ001 - as the store has them
 RUN, OTHER_RUN = "run", "other"
 NAMES = ("d", "e")
 ONE_PAIR, EVERY_PAIR = Recipe(runs=(RUN,)), Recipe(runs=(RUN,), pairs=AllRightWithWrong())
@@ -47,26 +33,18 @@ class Modelled:
     is_deleted: bool = False
 
 
-class Histories(RuleBasedStateMachine):
+class Histories(History):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
         self.root = self.folder / "data" / "datasets"
-        self.loop = asyncio.new_event_loop()
         self.rewards: list[list[float]] = []
         """Of each group of the run."""
         self.others = 0
         self.versions: dict[str, list[Modelled]] = {name: [] for name in NAMES}
+        self.add_runs(RUN, OTHER_RUN)
         self.open()
-        self.do(self.store.policies.add(PolicyVersion("policy", 1, "", None, NOW)))
-        for name in (RUN, OTHER_RUN):
-            self.do(self.store.runs.add(RunConfig(name=name, policy="policy", prompt_set="s"), NOW))
-
-    def do(self, what: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(what)
 
     def open(self) -> None:
-        self.store = Store.open(self.folder / "data")
         self.freezer = Freezer(
             self.root,
             groups=self.store.groups,
@@ -76,11 +54,6 @@ class Histories(RuleBasedStateMachine):
             datasets=self.store.datasets,
             now=lambda: NOW,
         )
-
-    def teardown(self) -> None:
-        self.store.close()
-        self.loop.close()
-        shutil.rmtree(self.folder)
 
     def rows_of(self, recipe: Recipe) -> int:
         pairs = [int(sum(rewards)) * int(len(rewards) - sum(rewards)) for rewards in self.rewards]
@@ -94,21 +67,13 @@ class Histories(RuleBasedStateMachine):
 
     @rule(rewards=st.lists(st.sampled_from([0.0, 1.0]), min_size=2, max_size=4))
     def another_group(self, rewards: list[float]) -> None:
-        self.add(RUN, len(self.rewards), *rewards)
+        self.add_group(RUN, len(self.rewards), *rewards)
         self.rewards.append(rewards)
 
     @rule()
     def a_group_of_another_run(self) -> None:
-        self.add(OTHER_RUN, self.others, 1.0, 0.0)
+        self.add_group(OTHER_RUN, self.others, 1.0, 0.0)
         self.others += 1
-
-    def add(self, run: str, number: int, *rewards: float) -> None:
-        prompt = a_prompt(f"{number} + 1?")
-        visit = Visit(prompt.id, 0, 0, Decision(Action.SAMPLED, 1.0, ""))
-        group = a_group(*rewards, prompt=prompt, run=run, policy_version=1)
-        self.do(self.store.prompts.add([prompt], "s", NOW))
-        self.do(self.store.groups.plan([PlannedVisit(run, "j", 0, 0, visit, 2)], NOW))
-        self.do(self.store.groups.append(StoredGroup(group, "j", "policy", 1.0, 0.0, 0.0), Retain.ALL, NOW))
 
     @rule(name=st.sampled_from(NAMES), recipe=st.sampled_from(RECIPES), at_once=st.integers(1, 2))
     def freeze(self, name: str, recipe: Recipe, at_once: int) -> None:
@@ -153,9 +118,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(sealed=st.booleans())
     def restart(self, sealed: bool) -> None:
-        if sealed:
-            self.store.sealer.seal()
-        self.store.close()
+        self.reopen(sealed=sealed)
         self.open()
 
     # ---- what is so at any time
@@ -182,11 +145,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(
-    max_examples=20,
-    stateful_step_count=25,
-    phases=[Phase.generate],  # a shorter history would take minutes
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestHistories.settings = SETTINGS

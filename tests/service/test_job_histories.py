@@ -1,27 +1,21 @@
 """Jobs against a model of them, through whatever history: one at a time on each run, each to its end."""
 
 import asyncio
-import shutil
-import tempfile
 import time
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+from hypothesis.stateful import invariant, precondition, rule
 
 from service.jobs import CANCEL_REQUESTED, Cancelled, Job, JobBoard, JobKind, JobState
-from service.parts import Store
 from service.stages import Conflict, EngineFailed, Invalid
+from tests.service.histories import NOW, SETTINGS, History
 
-T = TypeVar("T")
-BEGAN = datetime(2026, 1, 1)  # noqa: DTZ001 - as the store has them
 RUNS = ("one", "other")
 PATIENCE = 20.0
 ENDS: dict[str, tuple[Callable[[], Exception], JobState, str]] = {
@@ -49,11 +43,9 @@ def reports(job: Job) -> list[int]:
     return [event.data["said"] for event in job.events if "said" in event.data and CANCEL_REQUESTED not in event.data]
 
 
-class Histories(RuleBasedStateMachine):
+class Histories(History):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        self.loop = asyncio.new_event_loop()
         self.seconds = 0
         self.jobs: dict[str, Modelled] = {}
         """In the order in which they were accepted."""
@@ -61,30 +53,21 @@ class Histories(RuleBasedStateMachine):
 
     def now(self) -> datetime:
         self.seconds += 1
-        return BEGAN + timedelta(seconds=self.seconds)
-
-    def do(self, what: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(what)
+        return NOW + timedelta(seconds=self.seconds)
 
     def open(self) -> None:
-        self.store = Store.open(self.folder / "data")
         self.orders: dict[str, asyncio.Queue[str | int]] = {name: asyncio.Queue() for name in self.jobs}
         self.at_work: list[str] = []
         self.board = JobBoard(self.store.jobs, {JobKind.ROLLOUTS: self.work}, self.now)
         taken_up = self.do(self.board.resume())
         assert taken_up == [name for name, job in self.jobs.items() if not job.state.is_final]
 
-    def close(self) -> None:
-        self.do(self.board.close())
-        self.store.close()
-
     def teardown(self) -> None:
         try:
             self.every_job_comes_to_its_end()
         finally:
-            self.close()
-            self.loop.close()
-            shutil.rmtree(self.folder)
+            self.do(self.board.close())
+            super().teardown()
 
     def every_job_comes_to_its_end(self) -> None:
         while working := [name for name, job in self.jobs.items() if job.state is JobState.RUNNING]:
@@ -177,9 +160,8 @@ class Histories(RuleBasedStateMachine):
 
     @rule(sealed=st.booleans())
     def restart(self, sealed: bool) -> None:
-        if sealed:
-            self.store.sealer.seal()
-        self.close()
+        self.do(self.board.close())
+        self.reopen(sealed=sealed)
         self.open()
 
     # ---- what is so at any time
@@ -221,11 +203,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(
-    max_examples=20,
-    stateful_step_count=25,
-    phases=[Phase.generate],  # a shorter history would take minutes
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestHistories.settings = SETTINGS

@@ -1,35 +1,22 @@
 """Leases against a model of them, through whatever history: a group is with one at a time, and nothing done is lost."""
 
-import asyncio
-import shutil
-import tempfile
 from collections.abc import Coroutine
 from dataclasses import dataclass
-from datetime import datetime
-from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
-from hypothesis import HealthCheck, Phase, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from hypothesis.stateful import initialize, invariant, precondition, rule
 
-from curation.records import Action, Decision, Visit
 from service.engines.room import EngineRoom
 from service.jobs import JobBoard
 from service.leasing import Handed, LeaseRequest, Leasing
-from service.parts import Store
-from service.run_config import Retain, RunConfig
 from service.stages import Conflict
-from service.store.groups import PlannedVisit, StoredGroup
 from service.store.leases import LeaseState
-from service.store.policies import PolicyVersion
-from tests.builders import a_group, a_prompt
+from tests.service.histories import NOW, SETTINGS, History
 
-T = TypeVar("T")
-NOW = datetime(2026, 1, 1)  # noqa: DTZ001 - as the store has them
 SECONDS = 60.0
 CONSUMERS = ("one", "other")
-RUN = RunConfig(name="run", policy="policy", prompt_set="s")
+RUN = "run"
 
 
 @dataclass
@@ -40,11 +27,9 @@ class Modelled:
     ends: float
 
 
-class Histories(RuleBasedStateMachine):
+class Histories(History):
     def __init__(self) -> None:
         super().__init__()
-        self.folder = Path(tempfile.mkdtemp())
-        self.loop = asyncio.new_event_loop()
         self.clock = 0.0
         self.groups: list[str] = []
         """In the order in which their prompts were chosen."""
@@ -52,15 +37,10 @@ class Histories(RuleBasedStateMachine):
         """By key."""
         self.ids: dict[str, str] = {}
         self.rows: dict[str, Any] = {}
+        self.add_runs(RUN)
         self.open()
-        self.do(self.store.policies.add(PolicyVersion("policy", 1, "", None, NOW)))
-        self.do(self.store.runs.add(RUN, NOW))
-
-    def do(self, what: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(what)
 
     def open(self) -> None:
-        self.store = Store.open(self.folder / "data")
         self.leasing = Leasing(
             leases=self.store.leases,
             judged=self.store.judged,
@@ -79,9 +59,7 @@ class Histories(RuleBasedStateMachine):
         try:
             self.everything_is_handed_out()
         finally:
-            self.store.close()
-            self.loop.close()
-            shutil.rmtree(self.folder)
+            super().teardown()
 
     def everything_is_handed_out(self) -> None:
         """Once nobody has anything left, every group has been with somebody who was done with it."""
@@ -115,13 +93,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule()
     def another_group(self) -> None:
-        prompt = a_prompt(f"{len(self.groups)} + 1?")
-        group = a_group(1.0, 0.0, prompt=prompt, run="run", policy_version=1)
-        visit = Visit(prompt.id, 0, 0, Decision(Action.SAMPLED, 1.0, ""))
-        self.do(self.store.prompts.add([prompt], "s", NOW))
-        self.do(self.store.groups.plan([PlannedVisit("run", "j", 0, 0, visit, 2)], NOW))
-        self.do(self.store.groups.append(StoredGroup(group, "j", "policy", 1.0, 0.0, 0.0), Retain.ALL, NOW))
-        self.groups.append(group.id)
+        self.groups.append(self.add_group(RUN, len(self.groups), 1.0, 0.0).id)
 
     @rule(consumer=st.sampled_from(CONSUMERS), count=st.integers(1, 3))
     def lease(self, consumer: str, count: int) -> None:
@@ -131,7 +103,7 @@ class Histories(RuleBasedStateMachine):
         free = self.free(consumer)
         request = LeaseRequest(groups=count, consumer=consumer, seconds=SECONDS)
 
-        handed, refused = self.refusal(self.leasing.take("run", request, key))
+        handed, refused = self.refusal(self.leasing.take(RUN, request, key))
 
         if len(free) < count:
             assert refused == "too_few_groups"
@@ -152,7 +124,7 @@ class Histories(RuleBasedStateMachine):
         lease = self.leases[key]
         request = LeaseRequest(groups=len(lease.groups), consumer=lease.consumer, seconds=SECONDS)
 
-        handed, refused = self.refusal(self.leasing.take("run", request, key))
+        handed, refused = self.refusal(self.leasing.take(RUN, request, key))
 
         if lease.state is LeaseState.EXPIRED:
             assert refused == "lease_lost"
@@ -210,9 +182,7 @@ class Histories(RuleBasedStateMachine):
 
     @rule(sealed=st.booleans())
     def restart(self, sealed: bool) -> None:
-        if sealed:
-            self.store.sealer.seal()
-        self.store.close()
+        self.reopen(sealed=sealed)
         self.clock /= 2  # another machine, another clock
         self.open()
         for lease in self.leases.values():
@@ -220,7 +190,7 @@ class Histories(RuleBasedStateMachine):
 
     @invariant()
     def no_group_is_with_two(self) -> None:
-        told = self.do(self.leasing.page("run", 0, 1000))
+        told = self.do(self.leasing.page(RUN, 0, 1000))
         by_id = {lease.id: lease for lease in told}
         for key, lease in self.leases.items():
             is_over = lease.state is LeaseState.OPEN and not self.is_live(lease)
@@ -232,11 +202,4 @@ class Histories(RuleBasedStateMachine):
 
 
 TestHistories = Histories.TestCase
-TestHistories.settings = settings(
-    max_examples=20,
-    stateful_step_count=25,
-    phases=[Phase.generate],  # a shorter history would take minutes
-    deadline=None,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+TestHistories.settings = SETTINGS
