@@ -24,6 +24,7 @@ from service.api import (
     workers,
 )
 from service.api.gate import Gate
+from service.api.openapi import Described
 from service.api.traffic import Traffic
 from service.parts import Parts
 
@@ -53,7 +54,7 @@ def create_app(open_parts: Callable[[], AbstractAsyncContextManager[Parts]]) -> 
         async with open_parts() as parts:
             yield {"parts": parts}
 
-    app = FastAPI(title="Rollout Refinery", version="1", lifespan=lifespan)
+    app = Described(title="Rollout Refinery", version="1", lifespan=lifespan)
     app.state.traffic = Traffic()
     app.add_middleware(Gate, traffic=app.state.traffic)
     for module in ROUTES:

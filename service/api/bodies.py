@@ -22,6 +22,20 @@ MOST_REPORTED = 100
 M = TypeVar("M", bound=BaseModel)
 
 
+def rows_of(model: type[BaseModel], *, or_others: bool = False) -> dict[str, Any]:
+    """Such a body, for ``openapi_extra=``; `or_others` where a row may also be one of a foreign format."""
+    row: dict[str, Any] = {"$ref": f"#/components/schemas/{model.__name__}"}
+    if or_others:
+        row = {"anyOf": [row, {"type": "object", "description": "A row of another system, by its format."}]}
+    content = {
+        "application/json": {"schema": {"type": "array", "items": row, "minItems": 1}},
+        "application/x-ndjson": {"schema": {"type": "string", "description": "A row a line."}},
+        "application/vnd.apache.parquet": {"schema": {"type": "string", "format": "binary"}},
+    }
+    packed = {"name": "content-encoding", "in": "header", "schema": {"enum": ["identity", *CODINGS]}}
+    return {"parameters": [packed], "requestBody": {"required": True, "content": content}}
+
+
 class Sifted(NamedTuple, Generic[M]):
     """Rows with their numbers from 0, and of those that are none the reasons: ``{row, reason}``."""
 

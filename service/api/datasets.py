@@ -10,12 +10,12 @@ from urllib.parse import quote, urlencode
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Header, Query
 from fastapi.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.responses import MalformedRangeHeader, RangeNotSatisfiable
 
 from curation.keys import digest
-from service.api.errors import OutOfRange
+from service.api.errors import OutOfRange, problems
 from service.api.once import DeedDep, OncePerKey
 from service.api.routes import (
     ADMINISTERS,
@@ -41,6 +41,12 @@ router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=OncePer
 LATEST = "latest"
 IMMUTABLE = "public, max-age=31536000, immutable"
 MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "application/x-ndjson"}
+CACHED: dict[str, Any] = {
+    "ETag": {"required": True, "schema": {"type": "string"}},
+    "Cache-Control": {"required": True, "schema": {"const": IMMUTABLE}},
+}
+UNCHANGED: dict[int | str, dict[str, Any]] = {304: {"description": "If-None-Match names it.", "headers": CACHED}}
+IfNoneMatch = Annotated[str, Header()]
 
 
 class FrozenFile(FileResponse):
@@ -56,6 +62,21 @@ class FrozenFile(FileResponse):
             return []
         except RangeNotSatisfiable as beyond:
             raise OutOfRange(beyond.max_size) from None
+
+
+class ArrowStream(StreamingResponse):
+    media_type = "application/vnd.apache.arrow.stream"
+
+
+FILES: dict[int | str, dict[str, Any]] = {
+    200: {"headers": CACHED, "content": {media_type: {} for media_type in MEDIA_TYPES.values()}},
+    206: {
+        "headers": CACHED,
+        "content": {media_type: {} for media_type in (*MEDIA_TYPES.values(), "multipart/byteranges")},
+    },
+    **UNCHANGED,
+    **problems(OutOfRange),
+}
 
 
 @router.post("", status_code=201, dependencies=[OWN_WRITES])
@@ -131,18 +152,18 @@ async def explain_prompt(
     return told
 
 
-@router.head("/{name}@{version}/{split}.arrow", include_in_schema=False, dependencies=[READS])
-@router.get("/{name}@{version}/{split}.arrow", response_class=StreamingResponse, dependencies=[READS])
-async def get_arrow(name: str, version: str, split: str, request: Request, parts: PartsDep) -> Response:
+@router.head("/{name}@{version}/{split}.arrow", response_class=ArrowStream, responses=UNCHANGED, dependencies=[READS])
+@router.get("/{name}@{version}/{split}.arrow", response_class=ArrowStream, responses=UNCHANGED, dependencies=[READS])
+async def get_arrow(name: str, version: str, split: str, parts: PartsDep, if_none_match: IfNoneMatch = "") -> Response:
     """The split as an Arrow stream, made of its Parquet files while it is read: no Range."""
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, f"{split}.arrow")
     paths = shards_of(dataset, split, parts)
     headers = _caching(dataset, *(path.name for path in paths), weak=True)
-    if headers["etag"] in request.headers.get("if-none-match", ""):
+    if headers["etag"] in if_none_match:
         return Response(status_code=304, headers=headers)
-    return StreamingResponse(_arrow(paths), media_type="application/vnd.apache.arrow.stream", headers=headers)
+    return ArrowStream(_arrow(paths), headers=headers)
 
 
 @router.post("/{name}@{version}/push", status_code=202, dependencies=[ADMINISTERS])
@@ -158,9 +179,16 @@ async def push_dataset(
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUSH, name, asked))
 
 
-@router.head("/{name}@{version}/{file}", include_in_schema=False, dependencies=[READS])
-@router.get("/{name}@{version}/{file}", response_class=FileResponse, dependencies=[READS])
-async def get_file(name: str, version: str, file: str, request: Request, parts: PartsDep) -> Response:
+@router.head("/{name}@{version}/{file}", response_class=FrozenFile, responses=FILES, dependencies=[READS])
+@router.get("/{name}@{version}/{file}", response_class=FrozenFile, responses=FILES, dependencies=[READS])
+async def get_file(
+    name: str,
+    version: str,
+    file: str,
+    parts: PartsDep,
+    if_none_match: IfNoneMatch = "",
+    range: Annotated[str, Header(description="As in `bytes=0-1023`.")] = "",  # which FrozenFile reads
+) -> Response:
     """``{split}.parquet`` or ``{split}.jsonl``, and of a large split its parts, as the manifest names them: honours
     Range and If-None-Match; the bytes never change."""
     dataset = await find(name, version, parts)
@@ -168,7 +196,7 @@ async def get_file(name: str, version: str, file: str, request: Request, parts: 
         return pinned(dataset, file)
     path = path_of(dataset, file, parts)
     headers = _caching(dataset, file)
-    if headers["etag"] in request.headers.get("if-none-match", ""):
+    if headers["etag"] in if_none_match:
         return Response(status_code=304, headers=headers)
     return FrozenFile(path, media_type=MEDIA_TYPES[path.suffix], headers=headers)
 

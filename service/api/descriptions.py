@@ -20,7 +20,11 @@ from service.store.datasets import DatasetVersion
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"])
 
 
-@router.head("/{name}@{version}/statistics", include_in_schema=False, dependencies=[READS])
+class Markdown(PlainTextResponse):
+    media_type = "text/markdown"
+
+
+@router.head("/{name}@{version}/statistics", dependencies=[READS])
 @router.get("/{name}@{version}/statistics", response_model=dict[str, Any], dependencies=[READS])
 async def get_statistics(name: str, version: str, parts: PartsDep, split: str = "train") -> Any:
     """What the columns of a split hold, shaped like the Hugging Face dataset viewer's ``/statistics``."""
@@ -30,17 +34,17 @@ async def get_statistics(name: str, version: str, parts: PartsDep, split: str = 
     return await asyncio.to_thread(statistics, shards_of(dataset, split, parts))
 
 
-@router.head("/{name}@{version}/card", include_in_schema=False, dependencies=[READS])
-@router.get("/{name}@{version}/card", response_class=PlainTextResponse, dependencies=[READS])
+@router.head("/{name}@{version}/card", dependencies=[READS])
+@router.get("/{name}@{version}/card", response_class=Markdown, dependencies=[READS])
 async def get_card(name: str, version: str, parts: PartsDep) -> Any:
     """The dataset card: what is in it, how it was made and what became of the groups."""
     dataset = await find(name, version, parts)
     if version == LATEST:
         return pinned(dataset, "card")
-    return PlainTextResponse(card(dataset), media_type="text/markdown")
+    return Markdown(card(dataset))
 
 
-@router.head("/{name}@{version}/croissant", include_in_schema=False, dependencies=[READS])
+@router.head("/{name}@{version}/croissant", dependencies=[READS])
 @router.get("/{name}@{version}/croissant", response_model=dict[str, Any], dependencies=[READS])
 async def get_croissant(name: str, version: str, request: Request, parts: PartsDep) -> Any:
     """The same for machines, in JSON-LD (Croissant 1.0)."""

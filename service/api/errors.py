@@ -1,12 +1,12 @@
-"""Errors become HTTP in one table; no route builds an error response."""
+"""Errors become HTTP in one table; no route builds an error response, and none describes one by itself."""
 
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -77,6 +77,28 @@ STATUS: dict[type[Exception], int] = {
 }
 METHODS = ("GET", "HEAD", "POST", "DELETE")
 PROBLEM = "application/problem+json"
+COME_AGAIN = {"Retry-After": {"description": "Seconds.", "schema": {"type": "integer"}}}
+HEADERS: dict[int, dict[str, Any]] = {
+    401: {"WWW-Authenticate": {"required": True, "schema": {"const": "Bearer"}}},
+    416: {"Content-Range": {"required": True, "schema": {"type": "string", "pattern": "^bytes [*]/[0-9]+$"}}},
+    429: COME_AGAIN,
+    503: COME_AGAIN,
+}
+"""That say more than the document."""
+
+
+class Problem(BaseModel):
+    """RFC 9457. Some codes bring more members, such as `errors` or `rejected`."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: Literal["about:blank"]
+    title: str
+    status: int = Field(ge=400, le=599)
+    code: str = Field(pattern="^[a-z][a-z0-9_]*$")
+    """Stable, for programs."""
+    detail: str
+    """For people."""
 
 
 def status_of(error: Exception) -> int:
@@ -85,9 +107,24 @@ def status_of(error: Exception) -> int:
 
 
 def problem(status: int, code: str, detail: str, **extra: Any) -> JSONResponse:
-    """RFC 9457; `code` is stable and for programs, `detail` is for people."""
+    """As `Problem` says."""
     document = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "code": code}
     return JSONResponse(document | {"detail": detail} | extra, status_code=status, media_type=PROBLEM)
+
+
+def problems(*errors: type[Exception]) -> dict[int | str, dict[str, Any]]:
+    """What is answered to these, for ``responses=``."""
+    described: dict[int | str, dict[str, Any]] = {}
+    for error in errors:
+        status = STATUS[error]
+        said = f"{described[status]['description']} Or: " if status in described else ""
+        described[status] = {
+            "description": said + (error.__doc__ or "").partition("\n")[0],
+            "content": {PROBLEM: {"schema": {"$ref": "#/components/schemas/Problem"}}},
+        }
+        if status in HEADERS:
+            described[status]["headers"] = HEADERS[status]
+    return described
 
 
 def answer_to(error: Refused | StageError) -> JSONResponse:

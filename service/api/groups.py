@@ -13,7 +13,8 @@ from pydantic import ValidationError
 from curation.choice import reason_of
 from curation.foreign import Format, MappingChange, group_of, joined, mapping_of
 from curation.recorded import RECORDED, GroupIn, Numbered
-from service.api.bodies import rows_rejected, sift_rows
+from service.api.bodies import rows_of, rows_rejected, sift_rows
+from service.api.errors import problems
 from service.api.once import OncePerKey
 from service.api.routes import OWN_READS, OWN_WRITES, CallerDep, Cursor, Limit, PartsDep, limits, refuse_others
 from service.api.wire import (
@@ -28,14 +29,14 @@ from service.api.wire import (
 )
 from service.importing import import_groups, prompt_of
 from service.run_config import NAME
-from service.stages import Invalid
+from service.stages import Invalid, NotFound
 from service.store.groups import no_group
 from service.verifiers.panel import Panel
 
 router = APIRouter(prefix="/v1", tags=["groups"], route_class=OncePerKey)
 
 
-@router.get("/groups", dependencies=[OWN_READS])
+@router.get("/groups", responses=problems(NotFound), dependencies=[OWN_READS])
 async def list_groups(
     parts: PartsDep,
     caller: CallerDep,
@@ -96,7 +97,9 @@ async def _judgeable(groups: Sequence[Numbered], panel: Panel) -> tuple[list[Gro
     return [one.group for one, p in zip(spelled, prompts, strict=True) if p.id not in faults], rejected
 
 
-@router.post("/rollouts/import", status_code=201, dependencies=[OWN_WRITES])
+@router.post(
+    "/rollouts/import", status_code=201, openapi_extra=rows_of(GroupIn, or_others=True), dependencies=[OWN_WRITES]
+)
 async def import_rollouts(
     request: Request,
     parts: PartsDep,

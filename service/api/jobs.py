@@ -1,7 +1,7 @@
 """/v1/jobs"""
 
 from collections.abc import AsyncIterator
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Header, Query
 from fastapi.responses import StreamingResponse
@@ -14,6 +14,23 @@ from service.stages import Invalid
 router = APIRouter(prefix="/v1/jobs", tags=["jobs"])
 HEARTBEAT_SECONDS = 15.0
 Wait = Annotated[float, Query(ge=0, le=60, description="Answer at the end of the job, or after so many seconds.")]
+
+
+EVENT_STREAM = "text/event-stream"
+EVENT: dict[str, Any] = {
+    "type": "object",
+    "required": ["id", "event", "data"],
+    "properties": {
+        "id": {"type": "string", "pattern": "^[0-9]+$"},
+        "event": {"$ref": "#/components/schemas/JobState"},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {"$ref": "#/components/schemas/JobEventOut"},
+        },
+    },
+}
+EVENTS: dict[int | str, dict[str, Any]] = {200: {"content": {EVENT_STREAM: {"itemSchema": EVENT}}}}
 
 
 async def _own(job_id: str, parts: PartsDep, caller: CallerDep) -> Job:
@@ -47,7 +64,7 @@ async def cancel_job(job: JobDep, parts: PartsDep) -> JobOut:
     return JobOut.of(job)
 
 
-@router.get("/{job_id}/events", response_class=StreamingResponse, dependencies=[OWN_READS])
+@router.get("/{job_id}/events", response_class=StreamingResponse, responses=EVENTS, dependencies=[OWN_READS])
 async def stream_events(
     job: JobDep, parts: PartsDep, last_event_id: Annotated[str | None, Header()] = None
 ) -> StreamingResponse:
@@ -56,7 +73,7 @@ async def stream_events(
         after = int(last_event_id or 0)
     except ValueError:
         raise Invalid("bad_event_id", f"Last-Event-ID {last_event_id!r} is not a number") from None
-    return StreamingResponse(_events(job, parts.jobs, after), media_type="text/event-stream")
+    return StreamingResponse(_events(job, parts.jobs, after), media_type=EVENT_STREAM)
 
 
 async def _events(job: Job, board: JobBoard, after: int) -> AsyncIterator[str]:

@@ -15,6 +15,10 @@ from service.store import keeping
 router = APIRouter(prefix="/v1/store", tags=["store"])
 
 
+class Tar(StreamingResponse):
+    media_type = "application/x-tar"
+
+
 class StoreOut(BaseModel):
     """How the store lies on disk."""
 
@@ -69,14 +73,13 @@ async def check_store(parts: PartsDep, limit: Annotated[int, Query(ge=1, le=1000
     return CheckOut(damages=await asyncio.to_thread(_damages, parts, limit))
 
 
-@router.get("/backup", response_class=StreamingResponse, dependencies=[ADMINISTERS])
-async def back_up_store(parts: PartsDep) -> StreamingResponse:
+@router.get("/backup", response_class=Tar, dependencies=[ADMINISTERS])
+async def back_up_store(parts: PartsDep) -> Tar:
     """A tar of the store and the frozen datasets as they are now, for ``refinery store restore``."""
     store = parts.store
     await asyncio.to_thread(store.sealer.seal)  # what can fail does before the status is sent
-    return StreamingResponse(
+    return Tar(
         keeping.backup(store.duck, store.sealer, parts.dataset_root),
-        media_type="application/x-tar",
         headers={"content-disposition": 'attachment; filename="refinery-backup.tar"'},
     )
 

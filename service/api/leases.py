@@ -1,6 +1,6 @@
 """/v1/leases: groups handed to online trainers."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from fastapi import APIRouter, Depends, Response
 
@@ -11,9 +11,10 @@ from service.parts import Parts
 from service.store.leases import Lease, no_lease
 
 router = APIRouter(prefix="/v1", tags=["leases"])
+KNOWN: dict[int | str, dict[str, Any]] = {200: {"model": LeaseDetailOut, "description": "The lease of that key."}}
 
 
-@router.post("/runs/{run}/leases", status_code=201, dependencies=[WRITES])
+@router.post("/runs/{run}/leases", status_code=201, responses=KNOWN, dependencies=[WRITES])
 async def take_lease(
     run: str, body: LeaseRequest, parts: PartsDep, response: Response, idempotency_key: IdempotencyKey = None
 ) -> LeaseDetailOut:

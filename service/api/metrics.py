@@ -17,15 +17,19 @@ from service.verifiers.panel import Panel
 router = APIRouter(tags=["health"])
 
 
-@router.get("/metrics", response_class=Response, dependencies=[READS])
-async def metrics(parts: PartsDep, request: Request) -> Response:
+class Exposition(Response):
+    media_type = CONTENT_TYPE_LATEST
+
+
+@router.get("/metrics", response_class=Exposition, dependencies=[READS])
+async def metrics(parts: PartsDep, request: Request) -> Exposition:
     """What the service does, as numbers since it was started."""
     registry = CollectorRegistry()
     for collector in (_Work(parts), _Engines(parts), _Store(parts), _Verification(parts.panel)):
         registry.register(collector)
     ProcessCollector(registry=registry)
     content = generate_latest(registry) + generate_latest(request.app.state.traffic.registry)
-    return Response(content, media_type=CONTENT_TYPE_LATEST)
+    return Exposition(content)
 
 
 class _Work(Collector):

@@ -5,7 +5,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query, Request
 
-from service.api.bodies import read_rows
+from service.api.bodies import read_rows, rows_of
 from service.api.faults import refuse_faulty
 from service.api.once import OncePerKey
 from service.api.routes import READS, WRITES, Cursor, Limit, PartsDep
@@ -25,7 +25,7 @@ router = APIRouter(prefix="/v1/prompts", tags=["prompts"], route_class=OncePerKe
 SetName = Annotated[str, Query(alias="set", pattern=NAME)]
 
 
-@router.post("", status_code=201, dependencies=[WRITES])
+@router.post("", status_code=201, openapi_extra=rows_of(PromptIn), dependencies=[WRITES])
 async def add_prompts(request: Request, parts: PartsDep, prompt_set: SetName = "default") -> PromptsAdded:
     """Adds rows ``{prompt, reference, verifier?, metadata?}`` to a prompt set: a JSON list, NDJSON or Parquet.
 

@@ -1,6 +1,7 @@
 """/v1/runs"""
 
 import asyncio
+from typing import Any
 
 from fastapi import APIRouter, Response
 
@@ -24,9 +25,10 @@ from service.run_config import RunConfig
 from service.stages import Invalid
 
 router = APIRouter(prefix="/v1/runs", tags=["runs"], route_class=OncePerKey)
+KNOWN: dict[int | str, dict[str, Any]] = {200: {"model": RunConfig, "description": "It was there already."}}
 
 
-@router.post("", status_code=201, dependencies=[OWN_WRITES])
+@router.post("", status_code=201, responses=KNOWN, dependencies=[OWN_WRITES])
 async def add_run(body: RunConfig, parts: PartsDep, caller: CallerDep, response: Response) -> RunConfig:
     """Names a configuration. Posting the very same one again answers 200; another one under the name, 409."""
     inherited = body.inherit.runs if body.inherit else ()

@@ -11,13 +11,14 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.access import Caller
+from service.api.errors import problems
 from service.api.routes import ASKS_SQL, CallerDep, PartsDep
 from service.parts import Parts
-from service.sql.console import Format, Question
+from service.sql.console import Format, Question, TimedOut
 from service.sql.views import NAMES
-from service.stages import Invalid
+from service.stages import Busy, Invalid
 
-router = APIRouter(prefix="/v1/sql", tags=["sql"])
+router = APIRouter(prefix="/v1/sql", tags=["sql"], responses=problems(Busy, TimedOut))
 
 MEDIA_TYPES = {
     Format.JSON: "application/json",
@@ -27,11 +28,26 @@ MEDIA_TYPES = {
     Format.PARQUET: "application/vnd.apache.parquet",
 }
 FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
-ANSWERS: dict[int | str, dict[str, Any]] = {200: {"content": {media_type: {} for media_type in FORMATS}}}
 JSON_ROWS, MOST_JSON_ROWS = 1000, 100_000
 LOOK_SECONDS = 0.25
 """Between two looks whether whoever asked is still there."""
 Scalar = str | int | float | bool | None
+
+
+class SqlOut(BaseModel):
+    """The answer in JSON; the process that answers writes it."""
+
+    columns: list[str]
+    types: list[str]
+    rows: list[list[Any]]
+    truncated: bool
+    next: str | None
+    """Pass it as `cursor` to get the following rows, if there are more."""
+
+
+ANSWERS: dict[int | str, dict[str, Any]] = {
+    200: {"model": SqlOut, "content": {media_type: {} for media_type in FORMATS}}
+}
 
 
 class SqlIn(BaseModel):

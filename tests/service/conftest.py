@@ -7,8 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from service.app import create_app
@@ -30,14 +32,31 @@ def by_first_word(prompt: str, seed: int, version: int) -> str:
 OpenService = Callable[..., AbstractContextManager[TestClient]]
 
 
-@pytest.fixture
-def checkpoint(tmp_path: Path) -> Path:
+def link_checkpoint(folder: Path) -> Path:
     """A checkpoint; the scripted engine does not read it."""
-    folder = tmp_path / "checkpoint"
     folder.mkdir()
     for file in EMBEDDED.iterdir():
         (folder / file.name).symlink_to(file)
     return folder
+
+
+def scripted_app(
+    data: Path,
+    checkpoint: Path,
+    script: Script = by_first_word,
+    *,
+    engine: Callable[[Script], ScriptedEngine] = ScriptedEngine,
+    now: Callable[[], datetime] = utc_now,
+    clock: Callable[[], float] = time.monotonic,
+    **settings: object,
+) -> FastAPI:
+    chosen = Settings.model_validate({"data": data, "policy": str(checkpoint), "verifier_workers": 1} | settings)
+    return create_app(partial(open_parts, chosen, make_engine=lambda *_: engine(script), now=now, clock=clock))
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    return link_checkpoint(tmp_path / "checkpoint")
 
 
 @pytest.fixture
@@ -45,20 +64,8 @@ def open_service(tmp_path: Path, checkpoint: Path) -> OpenService:
     """Opens a service on the test's data folder; opening it again is a restart."""
 
     @contextmanager
-    def opener(
-        script: Script = by_first_word,
-        *,
-        data: str = "data",
-        engine: Callable[[Script], ScriptedEngine] = ScriptedEngine,
-        now: Callable[[], datetime] = utc_now,
-        clock: Callable[[], float] = time.monotonic,
-        **settings: object,
-    ) -> Iterator[TestClient]:
-        chosen = Settings.model_validate(
-            {"data": tmp_path / data, "policy": str(checkpoint), "verifier_workers": 1} | settings
-        )
-        opening = partial(open_parts, chosen, make_engine=lambda *_: engine(script), now=now, clock=clock)
-        app = create_app(opening)
+    def opener(script: Script = by_first_word, *, data: str = "data", **options: Any) -> Iterator[TestClient]:
+        app = scripted_app(tmp_path / data, checkpoint, script, **options)
         with TestClient(app, base_url="http://127.0.0.1", raise_server_exceptions=False) as client:
             yield client
 
