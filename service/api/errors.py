@@ -176,7 +176,7 @@ def _methods_at(request: Request) -> list[str]:
     ]
 
 
-async def _unforeseen(_: Request, error: Exception) -> JSONResponse:
+def unforeseen(error: Exception) -> JSONResponse:
     return problem(500, "internal", f"nobody foresaw this {type(error).__name__}; the service's log has it")
 
 
@@ -193,4 +193,3 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ValidationError, _unreadable)
     app.add_exception_handler(HTTPException, _http)
     app.add_exception_handler(ClientDisconnect, _unheard)
-    app.add_exception_handler(Exception, _unforeseen)

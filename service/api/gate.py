@@ -19,7 +19,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import OPERATOR, Caller, Keyring, is_loopback
-from service.api.errors import Closing, TooLarge, TooSlow, answer_to
+from service.api.errors import Closing, TooLarge, TooSlow, answer_to, unforeseen
 from service.api.traffic import Traffic
 from service.parts import Parts
 from service.settings import Settings
@@ -59,6 +59,10 @@ class Gate:
                 if not exchange.status:
                     detail = "the service is being closed: send this again in a moment"
                     await answer_to(Closing("closing", detail, retry_after=1))(scope, receive, _safely(answering))
+            except Exception as error:
+                if not exchange.status:
+                    await unforeseen(error)(scope, receive, _safely(answering))
+                raise  # for the log
 
     async def _let_in(self, scope: Scope, receive: Receive, send: Send) -> None:
         parts: Parts = scope["state"]["parts"]

@@ -15,7 +15,9 @@ from starlette.types import Message, Scope, Send
 
 logger = logging.getLogger("service.requests")
 BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300)
-UNKNOWN_ROUTE = "unknown"
+UNKNOWN_ROUTE = UNKNOWN_METHOD = "unknown"
+METHODS = {"GET", "HEAD", "POST", "DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "CONNECT"}
+"""Any other word is a method to HTTP, too: whoever sent a thousand of them would have a thousand time series."""
 QUIET = {"/livez", "/readyz", "/metrics"}
 """Asked every few seconds by machines: logged only for debugging."""
 
@@ -39,6 +41,11 @@ class Exchange:
     def route(self) -> str:
         """As it is written in the API's description: names and ids are left out."""
         return getattr(self.scope.get("route"), "path", UNKNOWN_ROUTE)
+
+    @property
+    def method(self) -> str:
+        method: str = self.scope["method"]
+        return method if method in METHODS else UNKNOWN_METHOD
 
 
 class Traffic:
@@ -72,16 +79,15 @@ class Traffic:
             self._tell(one, time.monotonic() - began)
 
     def _tell(self, one: Exchange, seconds: float) -> None:
-        method = one.scope["method"]
-        self._answered.labels(method, one.route, one.status).inc()
-        self._seconds.labels(method, one.route).observe(seconds)
+        self._answered.labels(one.method, one.route, one.status).inc()
+        self._seconds.labels(one.method, one.route).observe(seconds)
         caller = one.scope["state"].get("caller")
         told = {
-            "method": method,
+            "method": one.method,
             "route": one.route,
             "status": one.status,
             "seconds": round(seconds, 4),
             "caller": caller.name if caller else None,
         }
         level = logging.DEBUG if one.route in QUIET and one.status < 500 else logging.INFO
-        logger.log(level, "%s %s %s", method, one.route, one.status, extra=told)
+        logger.log(level, "%s %s %s", one.method, one.route, one.status, extra=told)

@@ -10,6 +10,7 @@ from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
 from service.access import Keyring, Role
+from service.store.runs import Runs
 from tests.processes import Service, serving
 from tests.service.conftest import OpenService
 from tests.service.steps import finish, freeze, leased, prepare, sample
@@ -72,7 +73,20 @@ def test_no_label_is_what_somebody_sent(client: TestClient) -> None:
     for path in ("/v1/runs/secret", "/secret", "/v1/jobs/secret", "/v1/sql?q=secret", "/v1/datasets/secret@1/secret"):
         client.get(path)
 
-    assert "secret" not in client.get("/metrics").text
+    client.request("SECRET", "/v1/runs")
+
+    assert "secret" not in client.get("/metrics").text.lower()
+
+
+def test_an_error_that_nobody_foresaw_is_counted_as_one(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def broken(_: Runs) -> None:
+        raise RuntimeError
+
+    monkeypatch.setattr(Runs, "all", broken)
+    answer = client.get("/v1/runs")
+    assert (answer.status_code, answer.headers["x-content-type-options"]) == (500, "nosniff")
+
+    assert measured(client)["refinery_http_requests_total", "GET", "/v1/runs", "500"] == 1
 
 
 @pytest.fixture
