@@ -1,12 +1,14 @@
 """Who may do what: API keys, their roles, and the names that they are limited to.
 
 - A key is shown once, when it is made. The file has the SHA-256 of it, which is as good as it is random.
-- Whatever happens to the file is true from the next request on. While it cannot be read, nobody gets in.
-- Without the file there are no keys: whoever reaches the service is its operator.
+- Whatever happens to the file is true from the next request on. While it cannot be read, or once it is gone, nobody
+  gets in.
+- Where there never was a file there are no keys: whoever reaches the service is its operator.
 """
 
 import fcntl
 import hmac
+import os
 import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -87,17 +89,21 @@ class Keyring:
     def __init__(self, data: Path, now: Callable[[], datetime] = lambda: datetime.now(UTC)) -> None:
         self.path = data / FILE
         self._now = now
+        self._was_there = os.path.lexists(self.path)
         self._read: tuple[tuple[int, int, int] | None, tuple[Key, ...] | None] = (None, None)
 
     @property
     def keys(self) -> tuple[Key, ...] | None:
-        """None where there is no file. Raises KeysUnreadable."""
+        """None where there never was a file while this keyring looked. Raises KeysUnreadable."""
         try:
             status = self.path.stat()
+            self._was_there = True
             seen = (status.st_ino, status.st_mtime_ns, status.st_size)
             if self._read[0] != seen:
                 self._read = seen, _KEYS.validate_json(self.path.read_bytes())
-        except FileNotFoundError:
+        except FileNotFoundError as error:
+            if self._was_there:  # a disk that went away makes nobody the operator
+                raise KeysUnreadable(f"{self.path} is gone, so nobody is let in until the next start") from error
             return None
         except OSError as error:
             raise KeysUnreadable(f"{self.path} cannot be read, so nobody is let in: {error}") from error

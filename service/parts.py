@@ -244,7 +244,8 @@ async def open_parts(
         closing.push_async_callback(_ended, asyncio.create_task(canaries.watch(panel, seconds=settings.canary_seconds)))
         engines = EngineRoom(partial(make_engine, settings))
         closing.push_async_callback(engines.close)
-        jobs = JobBoard(store.jobs, _work(settings, store, engines, panel.verify, now), now)
+        keyring = Keyring(settings.data)
+        jobs = JobBoard(store.jobs, _work(settings, store, engines, panel.verify, keyring, now), now)
         closing.push_async_callback(jobs.close)
         await _load_policies(settings, store, engines, now)
         unfinished = await jobs.resume()
@@ -264,7 +265,7 @@ async def open_parts(
             _freezer(settings, store, now),
             leasing,
             console,
-            Keyring(settings.data),
+            keyring,
             Shares(lambda: settings.bodies_mib << 20),
             taken_up,
             now,
@@ -306,7 +307,12 @@ def _leasing(
 
 
 def _work(
-    settings: Settings, store: Store, engines: EngineRoom, verify: Verify, now: Callable[[], datetime]
+    settings: Settings,
+    store: Store,
+    engines: EngineRoom,
+    verify: Verify,
+    keyring: Keyring,
+    now: Callable[[], datetime],
 ) -> dict[JobKind, Work]:
     """What each kind of job does."""
     at_work = Shares(lambda: max(LEAST_AT_WORK, WINDOWS_AT_WORK * engines.window))
@@ -331,7 +337,7 @@ def _work(
         return await work.work()
 
     async def publish_version(job: Job, report: Report) -> dict[str, Any]:
-        roots = roots_of(settings, Keyring(settings.data))
+        roots = roots_of(settings, keyring)
         return await publish(job, engines=engines, policies=store.policies, roots=roots, now=now, report=report)
 
     async def judge_anew(job: Job, report: Report) -> dict[str, Any]:

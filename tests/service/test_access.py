@@ -150,6 +150,29 @@ def test_while_the_file_of_the_keys_is_damaged_nobody_gets_in_and_the_service_li
     assert client.get("/v1/runs", headers=bearer(token)).status_code == 200
 
 
+def test_keys_that_go_away_make_nobody_the_operator(client: TestClient, keyring: Keyring) -> None:
+    _, token = keyring.add("alice", Role.ADMIN)
+    assert client.get("/v1/store", headers=bearer(token)).status_code == 200
+
+    keyring.path.rename(keyring.path.with_name("elsewhere"))
+
+    for headers in ({}, bearer(token)):
+        refused = client.get("/v1/store", headers=headers)
+        assert (refused.status_code, refused.json()["code"]) == (503, "keys_unreadable")
+    keyring.path.with_name("elsewhere").rename(keyring.path)
+    assert client.get("/v1/store", headers=bearer(token)).status_code == 200
+
+
+def test_keys_that_were_there_at_the_start_are_asked_for_also_where_nobody_asked_yet(
+    open_service: OpenService, keyring: Keyring
+) -> None:
+    keyring.add("alice", Role.ADMIN)
+    with open_service() as client:
+        keyring.path.unlink()
+
+        assert client.get("/v1/store").status_code == 503
+
+
 def test_two_who_add_keys_at_once_both_have_one(keyring: Keyring) -> None:
     adding = [threading.Thread(target=keyring.add, args=(f"k{i}", Role.READ)) for i in range(8)]
     for thread in adding:
