@@ -8,6 +8,7 @@
 import asyncio
 import base64
 import binascii
+import logging
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from urllib.parse import urlsplit
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.access import OPERATOR, Caller, Keyring, is_loopback
+from service.access import OPERATOR, Caller, Keyring, KeysUnreadable, is_loopback
 from service.api.errors import Closing, TooLarge, TooSlow, answer_to, unforeseen
 from service.api.traffic import Traffic
 from service.parts import Parts
@@ -26,6 +27,7 @@ from service.settings import Settings
 from service.shares import Shares
 from service.stages import Busy, Forbidden, Overloaded, Refused, StageError, Unknown
 
+logger = logging.getLogger(__name__)
 ROWS = {"/v1/prompts", "/v1/rollouts/import"}
 """What may bring `body_mib`."""
 SMALL_BODY = 16 << 20
@@ -98,10 +100,15 @@ def caller_of(path: str, headers: Mapping[str, str], keyring: Keyring, settings:
     """None for nobody we know, where that does not matter. Raises Unknown, Forbidden and KeysUnreadable."""
     try:
         return _caller(headers, keyring, settings)
-    except (Refused, StageError):
-        if path not in OPEN:
-            raise
-        return None
+    except KeysUnreadable as failure:
+        if path in OPEN:
+            return None
+        logger.error("%s", failure)  # which names a folder of this machine
+        raise KeysUnreadable("the keys cannot be read, so nobody is let in; the service's log has the reason") from None
+    except Refused:
+        if path in OPEN:
+            return None
+        raise
 
 
 def _caller(headers: Mapping[str, str], keyring: Keyring, settings: Settings) -> Caller:

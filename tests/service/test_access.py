@@ -134,7 +134,7 @@ def test_the_file_of_the_keys_holds_none_and_is_its_owners_alone(keyring: Keyrin
 
 @pytest.mark.parametrize("damage", ["", "[", '{"keys": 1}', '[{"id": "00000000"}]', "\x00"])
 def test_while_the_file_of_the_keys_is_damaged_nobody_gets_in_and_the_service_lives(
-    client: TestClient, keyring: Keyring, damage: str
+    client: TestClient, keyring: Keyring, caplog: pytest.LogCaptureFixture, damage: str
 ) -> None:
     _, token = keyring.add("alice", Role.ADMIN)
     whole = keyring.path.read_text()
@@ -145,6 +145,8 @@ def test_while_the_file_of_the_keys_is_damaged_nobody_gets_in_and_the_service_li
     refused = client.get("/v1/runs")
     assert (refused.status_code, refused.json()["code"]) == (503, "keys_unreadable")
     assert "00000000" not in refused.text  # nobody is told what is in it
+    assert str(keyring.path.parent) not in refused.text  # nor where it is, but the operator
+    assert str(keyring.path) in caplog.text
     assert client.get("/livez").status_code == 200
     keyring.path.write_text(whole)
     assert client.get("/v1/runs", headers=bearer(token)).status_code == 200
