@@ -17,6 +17,7 @@ from fastapi import Depends, Request, Response
 from fastapi.routing import APIRoute
 
 from curation.keys import digest
+from service.access import Caller
 from service.api.routes import IdempotencyKey
 from service.parts import Parts
 from service.stages import Conflict
@@ -67,7 +68,9 @@ class OncePerKey(APIRoute):
             key = request.headers.get("idempotency-key")
             if request.method != "POST" or not key:
                 return await handle(request)
-            answer_id = digest(request.state.caller.name, request.url.path, str(request.query_params), key)
+            # With all that it may: who may less by now is told by the route, not by an answer of before.
+            sender: Caller = request.state.caller
+            answer_id = digest(sender.name, sender.role, sender.names, request.url.path, str(request.query_params), key)
             async with at_work.setdefault(answer_id, asyncio.Lock()):
                 return await _answered(answer_id, request, handle)
 

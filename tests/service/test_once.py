@@ -116,13 +116,24 @@ def test_keys_of_two_senders_and_of_two_paths_are_not_the_same(client: TestClien
     assert [answer.json()["added"] for answer in (first, of_another, elsewhere)] == [1, 0, 1]
 
 
-def test_a_role_that_may_not_write_gets_no_answer_of_before(client: TestClient, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("role", "names"), [(Role.READ, ()), (Role.WRITE, ("mine",))])
+def test_a_key_that_may_less_than_before_gets_no_answer_of_before(
+    client: TestClient, tmp_path: Path, role: Role, names: tuple[str, ...]
+) -> None:
+    prepare(client)
+    sample(client, passes=1)
     keyring = Keyring(tmp_path / "data")
-    _, token = keyring.add("alice", Role.READ)
 
-    refused = client.post("/v1/prompts", json=[ROW], headers=KEY | {"Authorization": f"Bearer {token}"})
+    def send(token: str) -> list[int]:
+        headers = KEY | {"Authorization": f"Bearer {token}"}
+        posts = {path: CREATING[path] for path in ("/v1/prompts?set=new", "/v1/datasets")}
+        answers = [client.post(path, json=body, headers=headers) for path, bodies in posts.items() for body in bodies]
+        return [answer.status_code for answer in answers]
 
-    assert refused.status_code == 403
+    assert send(keyring.add("alice", Role.WRITE)[1]) == [201, 409] * 2
+    keyring.remove("alice")
+
+    assert send(keyring.add("alice", role, names)[1]) == [403] * 4
 
 
 def test_every_post_that_creates_takes_the_header(client: TestClient) -> None:
