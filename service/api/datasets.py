@@ -35,6 +35,7 @@ from service.jobs import JobKind
 from service.parts import Parts
 from service.stages import Gone, Invalid, NotFound, StoreFailed
 from service.store.datasets import DatasetVersion
+from service.store.groups import no_group
 from service.store.prompts import no_prompts
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=OncePerKey)
@@ -143,8 +144,11 @@ async def explain_prompt(
     if version == LATEST:
         asked = {"prompt_id": prompt_id} if group_id is None else {"group_id": group_id}
         return pinned(dataset, "explain", **asked)
-    if prompt_id is None:
-        prompt_id = (await parts.store.groups.get(str(group_id)))[0]["prompt_id"]
+    if group_id is not None:
+        group, _ = await parts.store.groups.get(group_id)
+        if caller.names and group["run"] not in dataset.recipe.runs:
+            raise no_group(group_id)
+        prompt_id = group["prompt_id"]
     folder = parts.dataset_root / dataset.dataset_id
     told = await explain(dataset, str(prompt_id), folder=folder, judged=parts.store.judged, prompts=parts.store.prompts)
     if caller.names and not told["visits"]:

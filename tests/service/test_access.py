@@ -359,6 +359,27 @@ def test_explain_does_not_tell_a_key_with_limits_of_prompts_that_its_runs_never_
     assert (answer.status_code, "secret" in answer.text) == (404, False)
 
 
+def test_explain_does_not_tell_a_key_with_limits_whether_others_have_a_group(
+    client: TestClient, keyring: Keyring
+) -> None:
+    prepare(client, name="mine", selector={"kind": "all"})
+    sample(client, "mine", passes=1)
+    freeze(client, "mine", runs=["mine"])
+    assert client.post("/v1/prompts?set=o", json=[{"prompt": "mixed o", "reference": "4"}]).status_code == 201
+    assert client.post("/v1/runs", json=RUN | {"name": "other", "prompt_set": "o"}).status_code == 201
+    sample(client, "other", passes=1)
+    [group] = client.get("/v1/groups?run=other").json()["items"]
+    _, token = keyring.add("mine", Role.READ, ("mine",))
+
+    theirs, nobodys = (
+        client.get(f"/v1/datasets/mine@1/explain?group_id={one}", headers=bearer(token))
+        for one in (group["id"], "g_of_nobody")
+    )
+
+    assert (theirs.status_code, theirs.json()["code"]) == (404, "group_not_found")
+    assert theirs.text == nobodys.text.replace("g_of_nobody", group["id"])
+
+
 # ---- pages of others
 
 
