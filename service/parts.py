@@ -266,7 +266,7 @@ async def open_parts(
             leasing,
             console,
             keyring,
-            Shares(lambda: settings.bodies_mib << 20),
+            Shares(lambda: settings.bodies_mib << 20, most_of_one=lambda: settings.bodies_mib << 19),
             taken_up,
             now,
         )

@@ -1,6 +1,8 @@
 """Room that several want at once: shared evenly, so that no one of them keeps another waiting for long.
 
 - Never more is held than there is, but by one alone that wants more than all.
+- Where it is said how much one may have, who has something gets no more than that: what is left is for others, however
+  long those that it has are kept.
 - The next piece goes to who holds the least, and of those to whose last one is longest ago; each one's own wishes keep
   their order.
 """
@@ -21,9 +23,10 @@ class _Wish:
 class Shares:
     """Of one event loop."""
 
-    def __init__(self, capacity: Callable[[], int]) -> None:
-        """`capacity` may change; it is looked at whenever something is wished for or given back."""
+    def __init__(self, capacity: Callable[[], int], most_of_one: Callable[[], int] | None = None) -> None:
+        """Both may change; they are looked at whenever something is wished for or given back."""
         self._capacity = capacity
+        self._most_of_one = most_of_one
         self._held: Counter[str] = Counter()
         self._wishes: dict[str, deque[_Wish]] = {}
         self._grants = 0
@@ -60,6 +63,7 @@ class Shares:
             else:
                 self._forget(owner, wish)
                 self._grant()
+                self._tidy(owner)
             raise
 
     def give(self, owner: str, size: int) -> None:
@@ -67,12 +71,15 @@ class Shares:
         if not self._held[owner]:
             del self._held[owner]
         self._grant()
+        self._tidy(owner)
+
+    def _tidy(self, owner: str) -> None:
         if owner not in self._held and owner not in self._wishes:
             self._last.pop(owner, None)
 
     def _grant(self) -> None:
-        while self._wishes:
-            owner = min(self._wishes, key=lambda one: (self._held[one], self._last.get(one, 0)))
+        while wanting := [owner for owner in self._wishes if self._may_have(owner)]:
+            owner = min(wanting, key=lambda one: (self._held[one], self._last.get(one, 0)))
             wish = self._wishes[owner][0]
             if self.held and self.held + wish.size > self._capacity():
                 return
@@ -82,6 +89,12 @@ class Shares:
                 self._grants += 1
                 self._last[owner] = self._grants
                 wish.granted.set_result(None)
+
+    def _may_have(self, owner: str) -> bool:
+        """Its next wish, as far as its own are concerned."""
+        if self._most_of_one is None or not self._held[owner]:
+            return True
+        return self._held[owner] + self._wishes[owner][0].size <= self._most_of_one()
 
     def _forget(self, owner: str, wish: _Wish) -> None:
         wishes = self._wishes.get(owner, deque())

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 
 from curation.choice import reason_of
 from curation.parquet import UNREADABLE, TooMuch, rows_in
-from service.api.gate import Body, too_large
+from service.api.gate import PLAIN, Body, coding_of, too_large
 from service.stages import Invalid
 
 CODINGS = ("gzip", "zstd")
@@ -84,12 +84,11 @@ def rows_rejected(rejected: list[dict[str, Any]], of: int) -> Invalid:
 
 async def _read(request: Request, limit_bytes: int) -> bytes:
     body = await request.body()
-    coding = request.headers.get("content-encoding", "identity").strip().lower()
-    if coding == "identity":
+    coding = coding_of(request.headers)
+    if coding == PLAIN:
         return body
-    held: Body = request.state.body
-    await held.hold(limit_bytes)  # what it may become
     unpacked = await asyncio.to_thread(_unpacked, body, coding, limit_bytes)
+    held: Body = request.state.body
     held.let_go(limit_bytes - len(unpacked))
     return unpacked
 

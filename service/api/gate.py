@@ -31,6 +31,8 @@ logger = logging.getLogger(__name__)
 ROWS = {"/v1/prompts", "/v1/rollouts/import"}
 """What may bring `body_mib`."""
 SMALL_BODY = 16 << 20
+FREE_BODY = 64 << 10
+"""What waits for no room: as many as there may be requests at once are little together."""
 OPEN = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}
 """What needs no key: nothing that is stored is told there."""
 MOST_REQUESTS, MOST_OF_ONE = 1000, 500
@@ -38,7 +40,9 @@ MOST_REQUESTS, MOST_OF_ONE = 1000, 500
 ROOM_SECONDS = 10.0
 """That a body waits for room."""
 STALLED_SECONDS, SLOWEST = 60.0, 64 << 10
-"""That a body may take, and a second more for so many bytes of it."""
+"""That a body may take, and a second more for so many bytes that came of it."""
+PLAIN = "identity"
+"""The coding of a body that is not packed."""
 SAFETY = {"x-content-type-options": "nosniff", "content-security-policy": "frame-ancestors 'none'"}
 
 
@@ -76,8 +80,8 @@ class Gate:
             caller = scope["state"]["caller"] = caller_of(scope["path"], headers, parts.keyring, parts.settings)
             name = caller.name if caller else ""
             with self._one_more(name):
-                limit = parts.settings.body_mib << 20 if scope["path"] in ROWS else SMALL_BODY
-                with Body(headers, receive, limit, parts.bodies, name) as body:
+                rows = parts.settings.body_mib << 20 if scope["path"] in ROWS else 0
+                with Body(headers, receive, rows or SMALL_BODY, rows, parts.bodies, name) as body:
                     scope["state"]["body"] = body
                     await self._app(scope, body.receive, body.answering(scope, send))
         except (Refused, StageError) as refusal:
@@ -166,6 +170,11 @@ def _refuse_other_names(host: str, settings: Settings) -> None:
         raise Forbidden("unknown_host", detail) from None
 
 
+def coding_of(headers: Mapping[str, str]) -> str:
+    """How a body is packed."""
+    return headers.get("content-encoding", PLAIN).strip().lower()
+
+
 def too_large(limit_bytes: int) -> TooLarge:
     return TooLarge("body_too_large", f"the body is larger than {limit_bytes >> 20} MiB; send it in parts")
 
@@ -173,18 +182,23 @@ def too_large(limit_bytes: int) -> TooLarge:
 class Body:
     """Of one request, as it comes in; and the answer, which is a refusal if the body was refused."""
 
-    def __init__(self, headers: Mapping[str, str], receive: Receive, limit: int, room: Shares, sender: str) -> None:
+    def __init__(
+        self, headers: Mapping[str, str], receive: Receive, limit: int, unpacked: int, room: Shares, sender: str
+    ) -> None:
+        """Of `limit` bytes at most; and if it is packed, of `unpacked` ones after that."""
         self._receive = receive
         self._limit, self._room, self._sender = limit, room, sender
+        self._unpacked = 0 if coding_of(headers) == PLAIN else unpacked
         self.held = self._size = 0
-        self._deadline: float | None = None
+        self._began: float | None = None
         self._is_whole = self._is_answered = False
         self._refusal: Refused | None = None
         length = headers.get("content-length", "")
         if length.isdecimal() and int(length) > limit:
             raise too_large(limit)
         # Room for all of it at once: two that grow in turn would wait for each other.
-        self._wanted = limit if "transfer-encoding" in headers else int(length or 0)
+        wanted = self._unpacked + (limit if "transfer-encoding" in headers else int(length or 0))
+        self._wanted = wanted if wanted > FREE_BODY else 0
 
     def __enter__(self) -> Self:
         return self
@@ -192,9 +206,27 @@ class Body:
     def __exit__(self, *_: object) -> None:
         self.let_go(self.held)
 
-    async def hold(self, size: int) -> None:
-        """Takes room for so many bytes more, until the request is answered. Raises Overloaded where there is none for
-        too long."""
+    def let_go(self, size: int) -> None:
+        """Of the room that it has until the request is answered."""
+        self._room.give(self._sender, size)
+        self.held -= size
+
+    async def receive(self) -> Message:
+        if self._is_whole or self._is_answered:
+            return await self._receive()
+        try:
+            if self._began is None:
+                await self._take(self._wanted)
+                self._began = asyncio.get_running_loop().time()
+            return await self._next(self._began + STALLED_SECONDS + self._size / SLOWEST)
+        except Refused as refusal:
+            self._refusal = refusal
+            raise
+
+    async def _take(self, size: int) -> None:
+        """Raises Overloaded where there is no room for too long."""
+        if not size:
+            return
         try:
             async with asyncio.timeout(ROOM_SECONDS):
                 await self._room.take(self._sender, size)
@@ -203,26 +235,9 @@ class Body:
             raise Overloaded("no_room", detail, retry_after=5) from None
         self.held += size
 
-    def let_go(self, size: int) -> None:
-        self._room.give(self._sender, size)
-        self.held -= size
-
-    async def receive(self) -> Message:
-        if self._is_whole or self._is_answered:
-            return await self._receive()
+    async def _next(self, deadline: float) -> Message:
         try:
-            if self._wanted:
-                await self.hold(self._wanted)
-                self._wanted = 0
-                self._deadline = asyncio.get_running_loop().time() + STALLED_SECONDS + self.held / SLOWEST
-            return await self._next()
-        except Refused as refusal:
-            self._refusal = refusal
-            raise
-
-    async def _next(self) -> Message:
-        try:
-            async with asyncio.timeout_at(self._deadline):
+            async with asyncio.timeout_at(deadline):
                 message = await self._receive()
         except TimeoutError:
             raise TooSlow("body_too_slow", f"the body comes slower than {SLOWEST >> 10} KiB a second") from None
@@ -231,8 +246,8 @@ class Body:
             if self._size > self._limit:
                 raise too_large(self._limit)
             self._is_whole = not message.get("more_body", False)
-            if self._is_whole:
-                self.let_go(self.held - self._size)
+            if self._is_whole and self.held:
+                self.let_go(self.held - self._size - self._unpacked)
         return message
 
     def answering(self, scope: Scope, send: Send) -> Send:

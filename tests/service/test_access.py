@@ -1,12 +1,14 @@
 """Keys, roles and limits: nobody gets in who should not, and whoever gets in sees what is its own."""
 
+import asyncio
+import gzip
 import json
 import logging
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
+from starlette.types import Message
 
 from service.access import Caller, Keyring, Role, is_loopback, refuse_open_door
 from service.api import gate
@@ -25,7 +28,8 @@ from service.api.routes import ADMINISTERS, ASKS_SQL, OWN_READS, OWN_WRITES, REA
 from service.app import ROUTES
 from service.checkpoints import EMBEDDED
 from service.engines.addresses import parse_worker
-from service.stages import Conflict
+from service.shares import Shares
+from service.stages import Conflict, Overloaded
 from tests.processes import serving
 from tests.service.conftest import OpenService
 from tests.service.steps import GRESO_RUN, freeze, leased, prepare, sample
@@ -487,6 +491,67 @@ def test_bodies_wait_for_room_and_are_told_when_there_is_none(tmp_path: Path) ->
 
     assert (refused.status_code, refused.json()["code"], refused.headers["retry-after"]) == (503, "no_room", "5")
     assert (small.status_code, answered.split()[1], accepted.status_code) == (201, b"201", 201)
+
+
+def test_a_packed_body_finds_room_where_there_is_only_enough_for_one(open_service: OpenService) -> None:
+    rows = json.dumps([{"prompt": "x" * 2**18, "reference": "4"}] * 3).encode()
+    headers = {"content-type": "application/json", "content-encoding": "gzip"}
+    with open_service(body_mib=1, bodies_mib=1) as client:
+        for content in (gzip.compress(rows), gzip.compress(rows, compresslevel=0)):
+            answer = client.post("/v1/prompts", content=content, headers=headers)
+            assert answer.status_code == 201, answer.text
+
+
+def body_of(parts: AsyncIterator[bytes], *, length: int, room: Shares, sender: str = "alice") -> gate.Body:
+    async def receive() -> Message:
+        return {"type": "http.request", "body": await anext(parts), "more_body": True}
+
+    return gate.Body({"content-length": str(length)}, receive, 2**30, 0, room, sender)
+
+
+async def trickle(part: bytes) -> AsyncIterator[bytes]:
+    while True:
+        await asyncio.sleep(0.01)
+        yield part
+
+
+def test_a_body_is_as_fast_as_it_comes_however_large_it_says_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "STALLED_SECONDS", 0.2)
+
+    async def read(part: bytes, seconds: float) -> None:
+        with body_of(trickle(part), length=2**28, room=Shares(lambda: 2**29)) as body:
+            async with asyncio.timeout(seconds):
+                while True:
+                    await body.receive()
+
+    with pytest.raises(gate.TooSlow):
+        asyncio.run(read(b" ", 5))
+    with pytest.raises(TimeoutError):  # of the test
+        asyncio.run(read(b" " * 2**16, 1))
+
+
+def test_small_bodies_wait_for_no_room_and_large_ones_find_what_one_caller_leaves(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "ROOM_SECONDS", 0.1)
+    room = Shares(lambda: 2**22, most_of_one=lambda: 2**21)
+
+    async def scenario() -> int:
+        with ExitStack() as stack:
+
+            async def read(length: int, sender: str) -> None:
+                await stack.enter_context(body_of(trickle(b" "), length=length, room=room, sender=sender)).receive()
+
+            await read(2**21, "hoarder")
+            with pytest.raises(Overloaded):
+                await read(2**21, "hoarder")
+            await read(gate.FREE_BODY, "hoarder")
+            await read(2**21, "alice")
+            await read(gate.FREE_BODY, "bob")
+            return room.held
+
+    assert asyncio.run(scenario()) == 2**22
+    assert room.held == 0
 
 
 def test_every_answer_tells_browsers_not_to_guess_and_not_to_frame(client: TestClient) -> None:

@@ -128,6 +128,34 @@ def until_some_are_stored(client: TestClient, run: str) -> int:
     return len(groups)
 
 
+def test_who_keeps_what_it_has_for_long_leaves_the_rest_to_others() -> None:
+    async def scenario() -> tuple[int, int]:
+        shares = Shares(lambda: 8, most_of_one=lambda: 4)
+        hoard = [asyncio.create_task(shares.take("hoarder", 2)) for _ in range(5)]
+        await asyncio.sleep(0)
+        async with asyncio.timeout(5):
+            await shares.take("late", 3)
+            await shares.take("later", 1)
+        while_others_work = shares.held
+        for task in hoard:
+            task.cancel()
+        await asyncio.gather(*hoard, return_exceptions=True)
+        for owner, size in (("late", 3), ("later", 1), ("hoarder", 2)):
+            shares.give(owner, size)
+        return while_others_work, shares.held
+
+    assert asyncio.run(scenario()) == (8, 2)
+
+
+def test_one_alone_may_have_something_that_is_more_than_its_share() -> None:
+    async def scenario() -> None:
+        shares = Shares(lambda: 8, most_of_one=lambda: 4)
+        async with asyncio.timeout(5), shares.hold("a", 6), shares.hold("b", 2):
+            pass
+
+    asyncio.run(scenario())
+
+
 def test_who_gives_up_just_when_it_is_granted_holds_nothing() -> None:
     async def scenario() -> int:
         shares = Shares(lambda: 2)
