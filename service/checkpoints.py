@@ -23,7 +23,7 @@ from service.stages import Invalid, NotFound
 EMBEDDED = Path(__file__).parent / "embedded_policy"
 """The checkpoint that comes with the product; ``refinery train sft`` made it."""
 
-HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>[\w][\w./-]*))?", re.ASCII)
+HUB_ID = re.compile(r"(?P<repo>[\w-][\w.-]*/[\w-][\w.-]*)(@(?P<revision>(?!.*\.\.)[\w][\w./-]*))?", re.ASCII)
 FULL = ("config.json", "tokenizer_config.json", "*.safetensors")
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 HUB_FILES = ("*.json", "*.safetensors", "*.txt", "*.model", "*.jinja")
@@ -55,23 +55,32 @@ class Checkpoint:
         """Shape of every tensor, from the files' headers. Raises Invalid for a damaged or incomplete file."""
         return _shapes(self.folder)
 
+    def checked(self) -> "Checkpoint":
+        """Itself. Raises what `shapes` does."""
+        _ = self.shapes
+        return self
+
     @cached_property
     def config(self) -> dict[str, Any]:
         return _json(self.full.folder / "config.json")
 
 
 def named(checkpoint: str, roots: Roots = None) -> str:
-    """The name under which a job fetches the checkpoint later. Raises Invalid for what can be seen to be none."""
+    """The name under which a job fetches the checkpoint later. Asks no other machine. Blocks. Raises Invalid for what
+    can be seen to be none."""
     folder = _folder(checkpoint, roots)
-    return open_folder(folder, roots).source if folder else _hub_id(checkpoint).string
+    if folder is None:
+        return _hub_id(checkpoint).string
+    base = _base_of(folder)
+    if base is not None and _folder(base, roots) is None:
+        _hub_id(base)
+        return Checkpoint(str(folder), folder).checked().source
+    return _checked(folder, str(folder), roots).source
 
 
 def fetch(checkpoint: str, roots: Roots = None) -> Checkpoint:
     """The checkpoint, downloaded first if it is on the Hub. Blocks. Raises Invalid, or NotFound from the Hub."""
-    if folder := _folder(checkpoint, roots):
-        return open_folder(folder, roots)
-    hub_id = _hub_id(checkpoint)
-    return _download(hub_id["repo"], hub_id["revision"], roots)
+    return _checked(*_found(checkpoint, roots), roots)
 
 
 def open_folder(folder: str | Path, roots: Roots = None) -> Checkpoint:
@@ -118,11 +127,9 @@ def _folder(checkpoint: str, roots: Roots) -> Path | None:
 
 
 def _at_home(folder: str | Path) -> str:
-    """With somebody's home for ``~``; unlike Path.expanduser, nobody's is no error."""
-    try:
-        return os.path.expanduser(folder)
-    except ValueError:  # a NUL
-        return str(folder)
+    """With our own home for ``~``. Where others have theirs, and whether they do, is told nobody."""
+    text = str(folder)
+    return os.path.expanduser(text) if text == "~" or text.startswith("~/") else text
 
 
 def _hub_id(checkpoint: str) -> re.Match[str]:
@@ -145,20 +152,34 @@ def _said(shapes: Shapes, name: str) -> str:
     return str(list(shapes[name])) if name in shapes else "absent"
 
 
+def _found(checkpoint: str, roots: Roots) -> tuple[Path, str]:
+    """The folder, downloaded first if it is on the Hub, and what names it for ever."""
+    if folder := _folder(checkpoint, roots):
+        return folder, str(folder)
+    hub_id = _hub_id(checkpoint)
+    return _downloaded(hub_id["repo"], hub_id["revision"])
+
+
 def _checked(path: Path, source: str, roots: Roots) -> Checkpoint:
-    if (path / ADAPTER[0]).exists():
-        _require(path, ADAPTER)
-        base = _json(path / ADAPTER[0]).get("base_model_name_or_path")
-        if not isinstance(base, str) or not base:
-            raise Invalid("checkpoint_incomplete", f"{path / ADAPTER[0]} does not name its base_model_name_or_path")
-        if Path(_at_home(base)).resolve() == path or (full := fetch(base, roots)).base is not None:
+    full = None
+    if base := _base_of(path):
+        place, name = _found(base, roots)
+        if _base_of(place) is not None:
             raise Invalid("checkpoint_incomplete", f"the base {base} of adapter {path} is itself an adapter")
-        checkpoint = Checkpoint(source, path, full)
-    else:
+        full = Checkpoint(name, place).checked()
+    return Checkpoint(source, path, full).checked()
+
+
+def _base_of(path: Path) -> str | None:
+    """What an adapter was trained on; None of a full checkpoint. Raises Invalid for a folder that is neither."""
+    if not (path / ADAPTER[0]).exists():
         _require(path, FULL)
-        checkpoint = Checkpoint(source, path)
-    assert checkpoint.shapes
-    return checkpoint
+        return None
+    _require(path, ADAPTER)
+    base = _json(path / ADAPTER[0]).get("base_model_name_or_path")
+    if not isinstance(base, str) or not base:
+        raise Invalid("checkpoint_incomplete", f"{path / ADAPTER[0]} does not name its base_model_name_or_path")
+    return base
 
 
 def _require(path: Path, patterns: tuple[str, ...]) -> None:
@@ -195,7 +216,7 @@ def _json(file: Path) -> dict[str, Any]:
     return content
 
 
-def _download(repo: str, revision: str | None, roots: Roots) -> Checkpoint:
+def _downloaded(repo: str, revision: str | None) -> tuple[Path, str]:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
@@ -205,4 +226,4 @@ def _download(repo: str, revision: str | None, roots: Roots) -> Checkpoint:
         said = str(error).splitlines()[0]
         raise NotFound("checkpoint_not_found", f"the Hub gives no {repo}@{revision or 'main'}: {said}") from error
     path = Path(folder)  # .../snapshots/<commit>
-    return _checked(path, f"{repo}@{path.name}", roots)
+    return path, f"{repo}@{path.name}"

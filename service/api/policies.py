@@ -1,5 +1,7 @@
 """/v1/policies"""
 
+import asyncio
+
 from fastapi import APIRouter
 
 from service.api.once import OncePerKey
@@ -59,6 +61,7 @@ async def publish_version(
 
 
 async def _publish(name: str, request: PublishRequest, parts: Parts, key: str | None) -> JobOut:
-    resolved = request.model_copy(update={"checkpoint": named(request.checkpoint, parts.roots)})
+    checkpoint = await asyncio.to_thread(named, request.checkpoint, parts.roots)
+    resolved = request.model_copy(update={"checkpoint": checkpoint})
     job_id = job_name(JobKind.PUBLISH, name, key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUBLISH, name, resolved.model_dump(mode="json")))

@@ -104,7 +104,42 @@ def test_an_adapter_on_itself_is_refused(tmp_path: Path) -> None:
     assert "is itself an adapter" in refusal(tmp_path)
 
 
-@pytest.mark.parametrize("name", ["nowhere", "../policy", "a/b/c", "a/b@../c", "/nowhere", "a\0b", "x" * 9000])
+def adapter_on(base: Path | str, folder: Path) -> Path:
+    folder.mkdir()
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    save_file({"a": np.zeros(1)}, folder / "adapter_model.safetensors")
+    return folder
+
+
+def test_adapters_on_each_other_are_refused(tmp_path: Path) -> None:
+    one = adapter_on(tmp_path / "other", tmp_path / "one")
+    adapter_on(one, tmp_path / "other")
+
+    assert "is itself an adapter" in refusal(one)
+
+
+def test_the_base_of_an_adapter_is_looked_for_on_the_hub_when_it_is_fetched_and_not_before(tmp_path: Path) -> None:
+    adapter = adapter_on("team/nothing", tmp_path / "adapter")
+
+    assert named(str(adapter)) == str(adapter)
+    assert "the Hub gives no team/nothing" in fetch_offline(str(adapter), tmp_path).stderr
+    with pytest.raises(Invalid, match="no folder"):
+        named(str(adapter_on("no name", tmp_path / "other")))
+
+
+def test_who_else_has_a_home_on_this_machine_is_not_told(tmp_path: Path) -> None:
+    def told(checkpoint: str) -> str:
+        with pytest.raises(Invalid) as refused:
+            named(checkpoint, [tmp_path])
+        return refused.value.code
+
+    assert told("~root/x") == told("~nobody-of-that-name/x") == "checkpoint_not_found"
+    assert told("~/x") == "checkpoint_outside"
+
+
+@pytest.mark.parametrize(
+    "name", ["nowhere", "../policy", "a/b/c", "a/b@../c", "a/b@c/../d", "/nowhere", "a\0b", "x" * 9000]
+)
 def test_what_is_neither_a_folder_nor_a_hub_id_is_refused(name: str) -> None:
     with pytest.raises(Invalid, match="there is no folder"):
         named(name)
