@@ -67,6 +67,11 @@ class JobKind(StrEnum):
     RESCORE = auto()
     PUSH = auto()
 
+    @property
+    def thing(self) -> str:
+        """What is meant by the name of what such a job works on."""
+        return {JobKind.PUBLISH: "policy", JobKind.PUSH: "dataset"}.get(self, "run")
+
 
 @dataclass(frozen=True, slots=True)
 class JobEvent:
@@ -82,7 +87,7 @@ class Job:
     id: str
     kind: JobKind
     run: str
-    """The run, the policy or the dataset that the job works on; jobs on the same one take turns."""
+    """The name of the run, the policy or the dataset that the job works on."""
     request: Json
     created_at: datetime
     events: list[JobEvent] = field(default_factory=list)
@@ -91,6 +96,11 @@ class Job:
     """Newer than the last event, and only in memory."""
     telling: asyncio.Lock = field(default_factory=asyncio.Lock, compare=False, repr=False)
     """One event after the other."""
+
+    @property
+    def on(self) -> tuple[str, str]:
+        """What the job works on; jobs on the same one take turns. A run may be called like its policy."""
+        return self.kind.thing, self.run
 
     @property
     def state(self) -> JobState:
@@ -138,7 +148,7 @@ def no_job(job_id: str) -> NotFound:
 
 
 class JobBoard:
-    """Runs jobs, one at a time per run."""
+    """Runs jobs, one at a time on each thing."""
 
     def __init__(self, log: JobLog, work: dict[JobKind, Work], now: Callable[[], datetime]) -> None:
         self._log = log
@@ -147,7 +157,7 @@ class JobBoard:
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         """The last that ended, which somebody may be about to ask for."""
-        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
 
@@ -170,9 +180,9 @@ class JobBoard:
                 self._jobs[known.id] = known
                 self._start(known)
             return known
-        self._refuse_too_many(run)
         now = self._now()
         job = Job(job_id, kind, run, request, now, [JobEvent(1, JobState.QUEUED, {}, now)])
+        self._refuse_too_many(job.on)
         self._jobs[job_id] = job
         await asyncio.shield(self._task(self._accept(job)))  # whoever stops waiting does not stop what is half done
         return job
@@ -232,11 +242,11 @@ class JobBoard:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _refuse_too_many(self, run: str) -> None:
-        waiting = Counter(job.run for job in self.at_work())
-        if waiting[run] >= MOST_UNFINISHED_OF_ONE:
-            detail = f"{waiting[run]} jobs on {run!r} wait already: cancel some, or come again"
-            raise Busy("too_many_jobs", detail, unfinished=waiting[run], retry_after=30)
+    def _refuse_too_many(self, on: tuple[str, str]) -> None:
+        waiting = Counter(job.on for job in self.at_work())
+        if waiting[on] >= MOST_UNFINISHED_OF_ONE:
+            detail = f"{waiting[on]} jobs on {' '.join(on)} wait already: cancel some, or come again"
+            raise Busy("too_many_jobs", detail, unfinished=waiting[on], retry_after=30)
         if waiting.total() >= MOST_UNFINISHED:
             detail = f"{waiting.total()} jobs wait already: come again"
             raise Overloaded("too_many_jobs", detail, unfinished=waiting.total(), retry_after=30)
@@ -252,7 +262,7 @@ class JobBoard:
         return task
 
     async def _do(self, job: Job) -> None:
-        turns = self._turns.setdefault(job.run, asyncio.Lock())
+        turns = self._turns.setdefault(job.on, asyncio.Lock())
         async with turns:
             with about(job=job.id, on=job.run):
                 await self._do_in_turn(job)

@@ -178,6 +178,24 @@ def test_jobs_on_one_run_take_turns_and_jobs_on_others_do_not_wait() -> None:
     assert frozenset("ab") in overlaps
 
 
+def test_a_policy_is_published_while_the_run_of_its_name_samples() -> None:
+    async def work(job: Job, report: Any) -> dict[str, Any]:
+        if job.kind is JobKind.ROLLOUTS:
+            await asyncio.sleep(60)
+        return {}
+
+    async def run() -> list[JobState]:
+        board = JobBoard(Log(), {JobKind.ROLLOUTS: work, JobKind.PUBLISH: work}, now)
+        kinds = [JobKind.ROLLOUTS, JobKind.ROLLOUTS, JobKind.PUBLISH]
+        jobs = [await board.submit(f"j{i}", kind, "same-name", {}) for i, kind in enumerate(kinds)]
+        await board.wait(jobs[-1], seconds=5)
+        states = [job.state for job in jobs]
+        await board.close()
+        return states
+
+    assert asyncio.run(run()) == [JobState.RUNNING, JobState.QUEUED, JobState.DONE]
+
+
 def test_what_a_dead_process_left_is_taken_up_again() -> None:
     log = Log()
 
