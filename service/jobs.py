@@ -220,9 +220,8 @@ class JobBoard:
 
     async def cancel(self, job: Job) -> None:
         """Asks it to stop, and returns once that is stored; harmless on one that has ended."""
-        if not job.cancel_requested:
-            job.cancel_requested = True
-            await asyncio.shield(self._task(self._tell(job, None, {CANCEL_REQUESTED: True})))
+        job.cancel_requested = True
+        await asyncio.shield(self._task(self._tell(job, None, {CANCEL_REQUESTED: True})))
 
     async def wait(self, job: Job, *, seconds: float, beyond: int | None = None) -> None:
         """Returns when the job is final, has an event after number `beyond`, or the time is up."""
@@ -306,11 +305,12 @@ class JobBoard:
             return JobState.FAILED, {"error": "internal", "detail": repr(surprise)}
 
     async def _tell(self, job: Job, state: JobState | None, data: Json) -> None:
-        """Without a state the data are added to those of the last event, unless that was the final one."""
+        """Without a state the data are added to those of the last event, unless that was the final one or they were
+        told before."""
         async with job.telling:
             last = job.events[-1]
             if state is None:
-                if last.state.is_final:
+                if last.state.is_final or any(data.items() <= event.data.items() for event in job.events):
                     return
                 state, data = last.state, last.data | data
             event = JobEvent(last.seq + 1, last.state.to(state), data, self._now())

@@ -146,6 +146,32 @@ def test_a_job_that_was_told_to_stop_does_not_go_on_after_a_restart() -> None:
     assert all([event.seq for event in job.events] == list(range(1, len(job.events) + 1)) for job in jobs)
 
 
+def test_a_job_is_told_to_stop_once_more_if_that_could_not_be_stored(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = Log()
+
+    async def hang(job: Job, report: Any) -> dict[str, Any]:
+        await asyncio.sleep(60)
+        return {}
+
+    async def full(_: Log, job_id: str, event: JobEvent) -> None:
+        raise StoreFailed("full")
+
+    async def run() -> None:
+        board = JobBoard(log, {JobKind.ROLLOUTS: hang}, now)
+        job = await board.submit("j", JobKind.ROLLOUTS, "r", {})
+        await asyncio.sleep(0.05)
+        with monkeypatch.context() as broken:
+            broken.setattr(Log, "append", full)
+            with pytest.raises(StoreFailed):
+                await board.cancel(job)
+        await asyncio.gather(board.cancel(job), board.cancel(job))
+        await board.close()
+
+    asyncio.run(run())
+
+    assert [event.data for event in log.jobs["j"].events] == [{}, {}, {"cancel_requested": True}]
+
+
 @pytest.mark.parametrize("final", [state for state in JobState if state.is_final])
 def test_a_final_state_is_never_left(final: JobState) -> None:
     for other in JobState:
