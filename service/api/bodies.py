@@ -12,10 +12,13 @@ from pydantic import BaseModel
 
 from curation.choice import reason_of
 from curation.parquet import UNREADABLE, TooMuch, rows_in
+from service.api.errors import TooLarge
 from service.api.gate import PLAIN, Body, coding_of, too_large
 from service.stages import Invalid
 
 CODINGS = ("gzip", "zstd")
+MOST_ROWS = 1_000_000
+"""In one body: what is made of a row takes memory, and what is said about one that is none, however short they are."""
 MOST_REPORTED = 100
 """Rejected rows listed in an answer."""
 
@@ -61,6 +64,8 @@ async def sift_rows(request: Request, made_of: Callable[[Any], M], limit_bytes: 
 def _sifted(parsed: Iterator[Any], made_of: Callable[[Any], M]) -> Sifted[M]:
     sifted: Sifted[M] = Sifted([], [])
     for number, row in enumerate(parsed):
+        if number == MOST_ROWS:
+            raise TooLarge("too_many_rows", f"the body has more than {MOST_ROWS:,} rows; send them in parts")
         try:
             if isinstance(row, ValueError):
                 raise row
@@ -111,7 +116,7 @@ def _parse(content_type: str, body: bytes, limit_bytes: int) -> Iterator[Any]:
     """Rows as plain values; a ValueError in the place of what is none."""
     match content_type.partition(";")[0].strip():
         case "application/x-ndjson" | "application/jsonl":
-            return (_json_line(line) for line in body.splitlines() if line.strip())
+            return (_json_line(line) for line in io.BytesIO(body) if line.strip())
         case "application/vnd.apache.parquet" | "application/x-parquet":
             return _parquet(body, limit_bytes)
         case "application/json" | "":

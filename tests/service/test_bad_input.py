@@ -9,6 +9,7 @@ import polars as pl
 import pytest
 from fastapi.testclient import TestClient
 
+from service.api import bodies
 from tests.service.conftest import OpenService
 from tests.service.steps import GRESO_RUN, finish, freeze, prepare, sample
 
@@ -124,6 +125,29 @@ def test_a_body_over_the_limit_is_refused(open_service: OpenService) -> None:
         answer = client.post("/v1/prompts", json=[GOOD | {"prompt": "x" * (2 << 20)}])
 
         assert (answer.status_code, answer.json()["code"]) == (413, "body_too_large")
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [("application/x-ndjson", b"1\n" * 101), ("application/json", json.dumps([GOOD] * 101).encode())],
+)
+def test_a_body_of_too_many_rows_is_refused_however_short_they_are(
+    client: TestClient, monkeypatch: pytest.MonkeyPatch, kind: str, body: bytes
+) -> None:
+    monkeypatch.setattr(bodies, "MOST_ROWS", 100)
+
+    answer = client.post("/v1/prompts", content=body, headers={"content-type": kind})
+
+    assert (answer.status_code, answer.json()["code"]) == (413, "too_many_rows")
+    assert client.get("/v1/prompts").json()["items"] == []
+
+
+def test_lines_may_end_as_on_windows(client: TestClient) -> None:
+    rows = b"\r\n".join(json.dumps(GOOD | {"prompt": f"{n} + 0 ="}).encode() for n in range(3))
+
+    answer = client.post("/v1/prompts", content=rows + b"\r\n", headers={"content-type": "application/x-ndjson"})
+
+    assert answer.json()["added"] == 3
 
 
 BAD_RUNS = {
