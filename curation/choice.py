@@ -1,17 +1,43 @@
 """A user's choice: frozen, strict about unknown fields, told apart by its ``kind``."""
 
 import json
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from curation.keys import canonical_json
 
 DEEPEST = 50
 """Of lists and objects within each other."""
+MOST_FIELDS = 100
+"""More than any choice has."""
+
+T = TypeVar("T")
+Several = Annotated[tuple[T, ...], Field(fail_fast=True)]
+"""What stands behind the first element that is none is not looked at: what is told about each may take a thousand times
+its bytes."""
 
 
-class Choice(BaseModel):
+class Bounded(BaseModel):
+    """Of few fields: of an object with very many, nothing is told of each."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _has_few_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > MOST_FIELDS:
+            raise ValueError(f"{len(value)} fields are more than any {cls.__name__} has")
+        return value
+
+
+class Choice(Bounded):
     model_config = ConfigDict(
         frozen=True,
         extra="forbid",

@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
-from curation.choice import Choice
+from curation.choice import Choice, Several
 from curation.keys import canonical_json, digest
 
 RULES = 4
@@ -131,7 +131,7 @@ class TextFormat(StrEnum):
 class Decontamination(Choice):
     """Leaves out prompts that share a run of words with those of other sets."""
 
-    prompt_sets: tuple[str, ...] = Field(min_length=1)
+    prompt_sets: Several[str] = Field(min_length=1)
     words: int = Field(13, ge=1, le=100)
     """In a run."""
     least: int = Field(8, ge=1, le=100)
@@ -190,7 +190,7 @@ class GroupRule(Choice):
 class Recipe(GroupRule):
     """From the groups of some runs to a dataset."""
 
-    runs: Annotated[tuple[str, ...], Field(min_length=1), AfterValidator(lambda runs: tuple(sorted(runs)))]
+    runs: Annotated[Several[str], Field(min_length=1), AfterValidator(lambda runs: tuple(sorted(runs)))]
     """Names of the runs whose groups are read; their order says nothing."""
     decontaminate: Decontamination | None = None
     unique: bool = False

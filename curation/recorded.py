@@ -3,9 +3,9 @@
 from collections.abc import Iterable
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import BeforeValidator, FailFast, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
 
-from curation.choice import Choice, Metadata, parsed
+from curation.choice import Choice, Metadata, Several, parsed
 from curation.keys import canonical_json
 
 RECORDED = "recorded"
@@ -28,8 +28,8 @@ class RolloutIn(_Row):
     """One recorded completion."""
 
     text: str
-    token_ids: Annotated[tuple[TokenId, ...], FailFast()] = ()
-    logprobs: Annotated[tuple[Logprob, ...], FailFast()] = ()
+    token_ids: Several[TokenId] = ()
+    logprobs: Several[Logprob] = ()
     reward: float | None = Field(None, ge=0, le=1)
     """The recorder's own label. Kept for comparison; our verifier's verdict is what counts."""
 
@@ -44,7 +44,7 @@ class GroupIn(_Row):
     metadata: Metadata = Field(default_factory=dict)
     policy_version: int = Field(0, ge=0, lt=2**31)
     """Of the recorder's policy: its training step, say."""
-    rollouts: Annotated[tuple[RolloutIn, ...], Field(min_length=1), FailFast(), BeforeValidator(parsed)]
+    rollouts: Annotated[Several[RolloutIn], Field(min_length=1), BeforeValidator(parsed)]
     """Or their text in JSON."""
 
 

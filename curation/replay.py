@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, field_validator
 
-from curation.choice import Choice
+from curation.choice import Choice, Several
 from curation.records import GroupKind, kind_of
 from curation.selection import Batch, RunState, SelectorChoice, SelectorChoices, plan_round, round_size
 from curation.selectors.base import Seen
@@ -42,7 +42,7 @@ Recorded = Mapping[str, Sequence[Then]]
 class Question(Choice):
     """Which selectors to replay, and how."""
 
-    selectors: tuple[SelectorChoice, ...] = Field(max_length=32)
+    selectors: Several[SelectorChoice] = Field(max_length=32)
     seeds: int = Field(5, ge=1, le=100)
     """Each selector is replayed with the seeds 0, 1, ..."""
     batch: Batch | None = None

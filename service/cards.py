@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import pyarrow as pa
 from pydantic import Field
 
-from curation.choice import Choice
+from curation.choice import Choice, Several
 from curation.recipe import Shape
 from service.store.datasets import DatasetVersion
 
@@ -36,7 +36,7 @@ class Licence(Choice):
 
     license: str | None = Field(None, pattern=r"^[a-z0-9][a-z0-9.-]{0,59}$")
     """As the Hub names licences: ``mit``, ``cc-by-4.0``."""
-    sources: tuple[Annotated[str, Field(min_length=1, max_length=500)], ...] = Field((), max_length=50)
+    sources: Several[Annotated[str, Field(min_length=1, max_length=500)]] = Field((), max_length=50)
     """Where prompts and policy come from, each with its licence: ``GSM8K (MIT)``."""
 
 

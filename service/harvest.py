@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 
 from pydantic import Field, model_validator
 
-from curation.choice import Choice
+from curation.choice import Choice, Several
 from curation.records import Action, Decision, Prompt, Visit
 from curation.selection import Inherited, RunState, by_name, group_sizes, next_epoch, plan_round, round_size
 from curation.selectors.base import Seen
@@ -51,7 +51,7 @@ class RolloutsRequest(Choice):
 
     groups: int | None = Field(None, ge=1, le=10_000_000)
     """Sample until so many informative groups are stored."""
-    prompts: tuple[str, ...] | None = Field(None, min_length=1, max_length=100_000)
+    prompts: Several[str] | None = Field(None, min_length=1, max_length=100_000)
     """Sample these prompts once, whatever the selector thinks of them."""
     passes: int | None = Field(None, ge=1, le=10_000)
     """Consider every prompt of the set so many times."""

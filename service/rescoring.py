@@ -14,7 +14,7 @@ from typing import Any
 from pydantic import Field
 
 from curation.changes import Changes
-from curation.choice import Choice
+from curation.choice import Choice, Several
 from curation.recorded import RECORDED
 from curation.records import Group, Outcome, Rollout, Verdict
 from service.collect import Verify
@@ -28,8 +28,8 @@ AT_ONCE = 64
 class Where(Choice):
     """Which groups: those that fit everything given."""
 
-    prompts: tuple[str, ...] | None = Field(None, min_length=1, max_length=100_000)
-    outcomes: tuple[Outcome, ...] | None = Field(None, min_length=1)
+    prompts: Several[str] | None = Field(None, min_length=1, max_length=100_000)
+    outcomes: Several[Outcome] | None = Field(None, min_length=1)
     """Groups with a rollout that ended so, as it is judged now."""
     verifier: str | None = None
     """Groups with a verdict of this label, ``math@1``, as they are judged now."""

@@ -6,7 +6,7 @@ from typing import Self
 from pydantic import Field, model_validator
 
 from curation.allocation import Allocation, Fixed, Knapsack, Probe
-from curation.choice import Choice
+from curation.choice import Choice, Several
 from curation.records import GroupKind
 from curation.selection import Batch, SelectorChoice
 from curation.selectors.posterior import Posterior
@@ -43,7 +43,7 @@ class Retain(StrEnum):
 class Inherit(Choice):
     """What a run knows before its first visit: the groups of earlier runs."""
 
-    runs: tuple[str, ...] = Field(min_length=1)
+    runs: Several[str] = Field(min_length=1)
     weight: float = Field(0.5, gt=0, le=1)
     """What such a group counts, of one of the run's own. Selectors that only look at streaks take it whole."""
 

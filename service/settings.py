@@ -95,7 +95,7 @@ class Settings(BaseSettings):
     sql_memory_mib: int = Field(1024, ge=128)
     """That one may use."""
     body_mib: int = Field(256, ge=1)
-    """Largest body of rows, packed or not; any other body has at most 16."""
+    """Largest body of rows, packed or not; any other body has at most 4."""
     bodies_mib: int = Field(512, ge=1)
     """Of all request bodies at once; what comes beyond waits. What is made of them takes several times as much."""
     log_format: LogFormat = LogFormat.TEXT

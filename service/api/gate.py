@@ -30,7 +30,7 @@ from service.stages import Busy, Forbidden, Overloaded, Refused, StageError, Unk
 logger = logging.getLogger(__name__)
 ROWS = {"/v1/prompts", "/v1/rollouts/import"}
 """What may bring `body_mib`."""
-SMALL_BODY = 16 << 20
+SMALL_BODY = 4 << 20
 FREE_BODY = 64 << 10
 """What waits for no room: as many as there may be requests at once are little together."""
 OPEN = {"/livez", "/readyz", "/openapi.json", "/docs", "/docs/oauth2-redirect", "/redoc"}

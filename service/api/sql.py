@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Request
 from fastapi.responses import Response, StreamingResponse
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from curation.choice import Bounded
 from service.access import Caller
 from service.api.errors import problems
 from service.api.routes import ASKS_SQL, CallerDep, PartsDep
@@ -29,6 +30,7 @@ MEDIA_TYPES = {
 }
 FORMATS = {media_type: name for name, media_type in MEDIA_TYPES.items()}
 JSON_ROWS, MOST_JSON_ROWS = 1000, 100_000
+MOST_PARAMS = 1000
 LOOK_SECONDS = 0.25
 """Between two looks whether whoever asked is still there."""
 Scalar = str | int | float | bool | None
@@ -50,12 +52,18 @@ ANSWERS: dict[int | str, dict[str, Any]] = {
 }
 
 
-class SqlIn(BaseModel):
+def _few(params: Any) -> Any:
+    if isinstance(params, list | dict) and len(params) > MOST_PARAMS:
+        raise ValueError(f"a question has at most {MOST_PARAMS} parameters")
+    return params
+
+
+class SqlIn(Bounded):
     model_config = ConfigDict(extra="forbid")
 
     sql: str
     """One SELECT over the published views."""
-    params: list[Scalar] | dict[str, Scalar] = []
+    params: Annotated[list[Scalar] | dict[str, Scalar], BeforeValidator(_few)] = Field(default_factory=list)
     """For ``?`` in order, or for ``$name`` by name."""
     limit: Annotated[int | None, Field(ge=0, le=2**53)] = None
     """Rows; in JSON 1,000 by default and 100,000 at most, in the other formats all of them."""

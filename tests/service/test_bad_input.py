@@ -150,6 +150,34 @@ def test_lines_may_end_as_on_windows(client: TestClient) -> None:
     assert answer.json()["added"] == 3
 
 
+HUNDRED_THOUSAND = 100_000
+BOUNDED: dict[str, tuple[str, Any]] = {
+    "parameters": ("/v1/sql", {"sql": "select 1", "params": [[]] * HUNDRED_THOUSAND}),
+    "named parameters": ("/v1/sql", {"sql": "select 1", "params": {f"p{n}": [] for n in range(HUNDRED_THOUSAND)}}),
+    "fields": ("/v1/sql", {f"f{n}": 1 for n in range(HUNDRED_THOUSAND)}),
+    "fields within": (
+        "/v1/datasets",
+        {"name": "d", "recipe": {"runs": ["r"]} | {f"f{n}": 1 for n in range(HUNDRED_THOUSAND)}},
+    ),
+    "runs": ("/v1/datasets", {"name": "d", "recipe": {"runs": [1] * HUNDRED_THOUSAND}}),
+    "runs to inherit": ("/v1/runs", GRESO_RUN | {"inherit": {"runs": [1] * HUNDRED_THOUSAND}}),
+    "prompts": ("/v1/runs/r/rollouts", {"prompts": [1] * HUNDRED_THOUSAND}),
+    "prompts to judge": ("/v1/runs/r/rescore", {"where": {"prompts": [1] * HUNDRED_THOUSAND}}),
+    "outcomes": ("/v1/runs/r/rescore", {"where": {"outcomes": [1] * HUNDRED_THOUSAND}}),
+    "selectors": ("/v1/replay", {"run": "r", "selectors": [1] * HUNDRED_THOUSAND}),
+    "fields of a row": ("/v1/prompts", [GOOD | {f"f{n}": 1 for n in range(HUNDRED_THOUSAND)}]),
+}
+
+
+@pytest.mark.parametrize(("path", "body"), BOUNDED.values(), ids=BOUNDED)
+def test_what_is_wrong_a_hundred_thousand_times_is_told_in_few_words(client: TestClient, path: str, body: Any) -> None:
+    """Each word would take the service a kilobyte and everybody else the time."""
+    answer = client.post(path, json=body)
+
+    assert answer.status_code == 422
+    assert len(answer.text) < 2000
+
+
 BAD_RUNS = {
     "n = 0": {"sampling": {"n": 0}},
     "a temperature below zero": {"sampling": {"temperature": -1}},
