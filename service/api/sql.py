@@ -11,7 +11,6 @@ from fastapi.responses import Response, StreamingResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
 from curation.choice import Bounded
-from service.access import Caller
 from service.api.errors import problems
 from service.api.routes import ASKS_SQL, CallerDep, PartsDep
 from service.parts import Parts
@@ -92,7 +91,7 @@ async def ask(
         limit=limit,
         offset=int(body.cursor or 0),
         seconds=min(body.timeout_ms / 1000, parts.settings.sql_seconds),
-        runs=await _seen_by(caller, parts),
+        reaches=caller.reaches if caller.names else None,
         asker=caller.name,
     )
     return await _answer(question, parts, request)
@@ -127,13 +126,6 @@ async def get_views(parts: PartsDep) -> dict[str, dict[str, str]]:
     for view, column, kind in told["rows"]:
         described[view][column] = kind
     return described
-
-
-async def _seen_by(caller: Caller, parts: Parts) -> list[str] | None:
-    """The runs whose rows it may see; None for all."""
-    if not caller.names:
-        return None
-    return [run.name for run in await parts.store.runs.all() if caller.reaches(run.name)]
 
 
 def _format_of(accept: str) -> Format:

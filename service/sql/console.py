@@ -14,7 +14,7 @@ import signal
 import struct
 import sys
 import sysconfig
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from enum import StrEnum, auto
@@ -23,11 +23,13 @@ from typing import Any, TypeVar
 
 from service.bubblewrap import NOBODY, nameless, path_of, seccomp_program
 from service.shares import Shares
-from service.sql.views import DATASETS, SEGMENTS, definitions
+from service.sql.views import DATASETS, SEGMENTS, Names, definitions
 from service.stages import Busy, Invalid, Refused, StageError
-from service.store.datasets import Datasets
+from service.store.datasets import Datasets, DatasetVersion
 from service.store.duck import Duck
 from service.store.layout import tables_of
+from service.store.policies import Policies
+from service.store.runs import Runs
 from service.store.sealing import Sealer
 
 T = TypeVar("T")
@@ -80,8 +82,8 @@ class Question:
     offset: int = 0
     """Rows to leave away at the beginning."""
     seconds: float = 10.0
-    runs: Sequence[str] | None = None
-    """Those whose rows may be seen; None for all."""
+    reaches: Callable[[str], bool] | None = None
+    """Whether a run, a policy or a dataset of this name may be seen; None if all may."""
     asker: str = ""
     """Whose turn it takes."""
 
@@ -101,7 +103,7 @@ class Console:
     def __init__(self, duck: Duck, sealer: Sealer, dataset_root: Path, limits: Limits) -> None:
         self._duck = duck
         self._sealer = sealer
-        self._datasets = Datasets(duck)
+        self._runs, self._policies, self._datasets = Runs(duck), Policies(duck), Datasets(duck)
         self._limits = limits
         self._dataset_root = dataset_root
         self._idle: list[_Child] = []
@@ -135,7 +137,8 @@ class Console:
             await asyncio.to_thread(self._sealer.seal, younger_than=FRESH_SECONDS)
             with self._duck.pinned() as layout:
                 datasets = await self._datasets.versions()
-                views = await asyncio.to_thread(definitions, layout, datasets, self._dataset_root, question.runs)
+                seen = question.reaches and await self._names(question.reaches, datasets)
+                views = await asyncio.to_thread(definitions, layout, datasets, self._dataset_root, seen)
                 began = asyncio.get_running_loop().time()
                 with child.until(seconds):
                     try:
@@ -152,6 +155,11 @@ class Console:
                         raise Invalid(told["code"], told["detail"])
                     async for chunk in child.rest():
                         yield chunk
+
+    async def _names(self, reaches: Callable[[str], bool], datasets: Sequence[DatasetVersion]) -> Names:
+        frozen = dict.fromkeys(dataset.name for dataset in datasets)
+        every = (await self._runs.names(), await self._policies.names(), frozen)
+        return Names(*([name for name in names if reaches(name)] for names in every))
 
     async def close(self) -> None:
         """Ends all questions and their processes."""

@@ -1,11 +1,12 @@
 """What a question sees: the published views over a moment of the store, as SQL for a fresh database.
 
-A restricted caller sees only its runs: the tables that the views stand on hold nothing else for it.
+A restricted caller sees only what has names of its own: the tables that the views stand on hold nothing else for it.
 """
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -34,6 +35,15 @@ NAMES = (
 SEGMENTS, DATASETS = Path("/store/segments"), Path("/store/datasets")
 """Where the container has them: no path of this machine is seen inside."""
 
+
+class Names(NamedTuple):
+    """Of what a restricted caller may see."""
+
+    runs: Sequence[str]
+    policies: Sequence[str]
+    datasets: Sequence[str]
+
+
 SCOPE: dict[str, str] = {
     "runs": "run in ({runs})",
     "visits": "run in ({runs})",
@@ -47,8 +57,8 @@ SCOPE: dict[str, str] = {
     "lease_events": "lease in (select lease from leases)",
     "prompts": "prompt_id in (select prompt_id from visits)",
     "prompt_sets": "prompt_id in (select prompt_id from visits)",
-    "policy_versions": "policy in (select config->>'$.policy' from runs)",
-    "datasets": "list_has_all([{runs}], from_json(recipe->'$.runs', '[\"varchar\"]'))",
+    "policy_versions": "policy in ({policies})",
+    "datasets": "name in ({datasets}) and list_has_all([{runs}], from_json(recipe->'$.runs', '[\"varchar\"]'))",
     "dataset_deletions": "name in (select name from datasets)",
 }
 """What of a table a restricted caller sees. In this order: some look at those before them."""
@@ -87,15 +97,14 @@ AS_TEXT = {
 
 
 def definitions(
-    layout: Layout, datasets: Sequence[DatasetVersion], dataset_root: Path, runs: Sequence[str] | None
+    layout: Layout, datasets: Sequence[DatasetVersion], dataset_root: Path, seen: Names | None
 ) -> dict[str, dict[str, tuple[str, list[str]]]]:
-    """SQL that makes each view, and the views of the schema `store` that it stands on, by schema and name. `runs`
-    are those that may be seen. Datasets whose files are gone are left away."""
-    allowed = None if runs is None else ", ".join(map(quoted, runs)) or "null"
+    """SQL that makes each view, and the views of the schema `store` that it stands on, by schema and name.
+    `seen` is None for all. Datasets whose files are gone are left away."""
     rescored = any("rescores" in segment.files for segment in layout.manifest.segments)
-    internal = [*(_table(table, layout, allowed) for table in SCOPE), *INTERNAL]
+    internal = [*(_table(table, layout, seen) for table in SCOPE), *INTERNAL]
     internal.append(NOW_RESCORED if rescored else NOW)
-    published = [*PUBLISHED, _pairs(datasets, dataset_root, runs)]
+    published = [*PUBLISHED, _pairs(datasets, dataset_root, seen)]
     return {
         "store": {_name(sql): (sql, BARE.findall(sql)) for sql in internal},
         "main": {_name(sql): (sql, QUALIFIED.findall(sql)) for sql in published},
@@ -108,10 +117,11 @@ def _name(sql: str) -> str:
     return found[1]
 
 
-def _table(table: str, layout: Layout, allowed: str | None) -> str:
+def _table(table: str, layout: Layout, seen: Names | None) -> str:
     rows = rows_of(table, (0,), layout.manifest, _path)
-    if allowed is not None:
-        rows = f"from ({rows}) where {SCOPE[table].format(runs=allowed)} {FENCE}"
+    if seen is not None:
+        listed = {what: ", ".join(map(quoted, names)) or "null" for what, names in seen._asdict().items()}
+        rows = f"from ({rows}) where {SCOPE[table].format(**listed)} {FENCE}"
     return f"create view {table} as from ({rows})"
 
 
@@ -119,11 +129,11 @@ def _path(segment: Segment, table: str) -> Path:
     return SEGMENTS / segment_folder(segment) / f"{table}.parquet"
 
 
-def _pairs(datasets: Sequence[DatasetVersion], root: Path, runs: Sequence[str] | None) -> str:
+def _pairs(datasets: Sequence[DatasetVersion], root: Path, seen: Names | None) -> str:
     """Every pair of every dataset of pairs that is still there, as texts."""
     places: dict[TextFormat, dict[str, list[tuple[str, int, str]]]] = {format: {} for format in TextFormat}
     for dataset in datasets:
-        is_seen = runs is None or set(dataset.recipe.runs) <= set(runs)
+        is_seen = seen is None or (dataset.name in seen.datasets and set(dataset.recipe.runs) <= set(seen.runs))
         if dataset.recipe.shape is not Shape.PAIRS or dataset.deleted_at is not None or not is_seen:
             continue
         for split in dataset.splits:

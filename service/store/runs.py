@@ -23,6 +23,9 @@ class Runs:
             raise NotFound("run_not_found", f"there is no run {name!r}; POST /v1/runs makes one")
         return RunConfig.model_validate_json(rows[0]["config"])
 
+    async def names(self) -> list[str]:
+        return [row["run"] for row in await self._duck.read("select run from runs order by 1")]
+
     async def all(self) -> list[RunConfig]:
         rows = await self._duck.read("select config from runs order by created_at, run")
         return [RunConfig.model_validate_json(row["config"]) for row in rows]

@@ -348,6 +348,26 @@ def test_sql_shows_a_key_with_limits_its_own_runs(client: TestClient, keyring: K
     assert seen == by_url == [["mine"]]
 
 
+def test_sql_shows_a_key_with_limits_policies_and_datasets_of_its_names_alone(
+    client: TestClient, keyring: Keyring
+) -> None:
+    prepare(client, name="mine", selector={"kind": "all"})
+    sample(client, "mine", passes=1)
+    for dataset in ("mine", "others"):
+        freeze(client, dataset, runs=["mine"])
+    tokens = {names: keyring.add(f"of{len(names)}", Role.SQL, names)[1] for names in (("mine",), ("mine", "policy"))}
+    sql = (
+        "select name from datasets union select dataset from pairs union select policy from policy_versions order by 1"
+    )
+
+    seen = {
+        names: client.post("/v1/sql", json={"sql": sql}, headers=bearer(token)).json()["rows"]
+        for names, token in tokens.items()
+    }
+
+    assert seen == {("mine",): [["mine"]], ("mine", "policy"): [["mine"], ["policy"]]}
+
+
 def test_explain_does_not_tell_a_key_with_limits_of_prompts_that_its_runs_never_saw(
     client: TestClient, keyring: Keyring
 ) -> None:

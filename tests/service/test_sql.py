@@ -272,7 +272,7 @@ def stored(open_service: OpenService, tmp_path: Path) -> Path:
         client.post("/v1/runs", json=client.get("/v1/runs/r").json()["config"] | {"name": "secret"})
         sample(client, "secret", groups=5)
         freeze(client)
-        freeze(client, "s", runs=["secret"])
+        freeze(client, "secret", runs=["secret"])
         leased(client, 5)
         leased(client, 2, "secret")
         client.app_state["parts"].store.sealer.seal()  # type: ignore[attr-defined]
@@ -590,12 +590,14 @@ def test_too_many_questions_are_told_to_come_again(stored: Path, monkeypatch: py
     assert told == [[[300_000_000]]] * len(told)
 
 
-def test_a_restricted_caller_sees_its_runs_and_nothing_of_others(stored: Path) -> None:
-    async def ask(runs: list[str] | None) -> dict[str, int]:
+def test_a_restricted_caller_sees_what_has_its_names_and_nothing_of_others(stored: Path) -> None:
+    async def ask(names: list[str] | None) -> dict[str, int]:
+        reaches = None if names is None else names.__contains__
         async with opened(stored) as console:
-            return {view: (await asked(console, f"select count(*) from {view}", runs=runs))[0][0] for view in NAMES}
+            counts = {view: await asked(console, f"select count(*) from {view}", reaches=reaches) for view in NAMES}
+        return {view: count for view, [[count]] in counts.items()}
 
-    every, own, secret, none = (asyncio.run(ask(runs)) for runs in (None, ["r"], ["secret"], []))
+    every, own, secret, none = (asyncio.run(ask(names)) for names in (None, ["r", "d"], ["secret"], []))
 
     for view in ("runs", "visits", "groups", "rollouts", "verdicts", "leases", "pairs", "datasets", "prompt_history"):
         assert own[view] + secret[view] == every[view], view
@@ -619,7 +621,7 @@ def test_a_restricted_caller_sees_its_runs_and_nothing_of_others(stored: Path) -
 def test_no_way_around_the_runs_of_a_restricted_caller(stored: Path, sql: str) -> None:
     async def ask() -> list[list[Any]]:
         async with opened(stored) as console:
-            return await asked(console, sql, runs=["r"])
+            return await asked(console, sql, reaches=["r", "d"].__contains__)
 
     assert asyncio.run(ask()) == [[0]]
 
@@ -641,7 +643,7 @@ def test_a_condition_is_never_tried_on_the_rows_of_others(stored: Path, view: st
         async with opened(stored) as console:
             [[own]] = await asked(console, f"select count(*) from {view} where {run} = 'r'")
             for where in ("", f"{run} = 'r' and", f"{run} != 'secret' and length({run}) > 0 and", "random() < 2 and"):
-                assert await asked(console, failing(where), runs=["r"]) == [[own]], where
+                assert await asked(console, failing(where), reaches=["r", "d"].__contains__) == [[own]], where
             with pytest.raises(Invalid, match="seen"):
                 await asked(console, failing(""))
 
