@@ -1,19 +1,14 @@
 """Where engine servers are, as operators write it down."""
 
 from enum import StrEnum, auto
-from ipaddress import ip_address
 from typing import Annotated
-from urllib.parse import urlsplit
 
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curation.choice import Choice
+from service.urls import refuse_metadata
 
 URL = r"^https?://[^\s/?#,]+(/[^\s?#,]*)?$"
-
-
-METADATA = {"metadata", "metadata.google.internal", "metadata.goog", "fd00:ec2::254", "100.100.100.200"}
-"""Of clouds, beside the link-local addresses."""
 
 
 class Kind(StrEnum):
@@ -40,11 +35,8 @@ class WorkerSpec(Choice):
     @field_validator("url", "admin_urls")
     @classmethod
     def _no_metadata(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
-        """Who gives out credentials of the machine is no engine."""
         for url in [value] if isinstance(value, str) else value:
-            host = (urlsplit(url).hostname or "").rstrip(".").lower()
-            if host in METADATA or _is_link_local(host):
-                raise ValueError(f"{host} is where clouds tell machines their secrets, and no engine")
+            refuse_metadata(url)
         return value
 
     @field_validator("url", "admin_urls")
@@ -57,13 +49,6 @@ class WorkerSpec(Choice):
         if (self.version is not None) != (self.dialect is Kind.OPENAI):
             raise ValueError("a version belongs to dialect=openai and to no other: the others are told theirs")
         return self
-
-
-def _is_link_local(host: str) -> bool:
-    try:
-        return ip_address(host).is_link_local
-    except ValueError:
-        return False
 
 
 def parse_worker(text: str) -> WorkerSpec:

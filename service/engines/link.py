@@ -52,7 +52,7 @@ class Overloaded(Fault):
 
 
 class Link:
-    """One base URL. Raises only what stands above."""
+    """One base URL, and nowhere else: no redirection is followed. Raises only what stands above."""
 
     def __init__(self, session: aiohttp.ClientSession, url: str, api_key: str | None) -> None:
         self._session = session
@@ -89,7 +89,9 @@ class Link:
         try:
             async with (
                 asyncio.timeout(seconds),
-                self._session.request(method, self.url + path, json=body, headers=self._headers) as response,
+                self._session.request(
+                    method, self.url + path, json=body, headers=self._headers, allow_redirects=False
+                ) as response,
             ):
                 content = await _whole(response, where)
         except TimeoutError as error:

@@ -11,6 +11,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from curation.choice import Choice, Metadata
+from service.urls import refuse_metadata
 from service.verifiers import names
 from service.verifiers.base import Options
 from service.verifiers.catalogue import Canary, Local, Remote, Verifier
@@ -52,6 +53,12 @@ class Declared(Choice):
     def _arguments_go_with_an_environment(self) -> Self:
         if self.arguments and self.kind is not DeclaredKind.ENVIRONMENT:
             raise ValueError(f"only an environment takes arguments, and {self.name} is a {self.kind}")
+        return self
+
+    @model_validator(mode="after")
+    def _no_metadata(self) -> Self:
+        if self.kind in SPEAKS:
+            refuse_metadata(self.target)
         return self
 
     @property

@@ -39,7 +39,7 @@ class Speaks(Protocol):
 
 
 class Line:
-    """One server."""
+    """One server, and no other: no redirection is followed."""
 
     def __init__(self, url: str) -> None:
         self.url = url.rstrip("/")
@@ -77,9 +77,13 @@ class Line:
         where = f"POST {self.url}{path}"
         self._session = self._session or _session()
         try:
-            async with asyncio.timeout(SECONDS), self._session.post(self.url + path, json=body) as response:
-                if response.status >= 400:
-                    raise Failed(f"{where}: {response.status} {(await response.text())[:300]}")
+            async with (
+                asyncio.timeout(SECONDS),
+                self._session.post(self.url + path, json=body, allow_redirects=False) as response,
+            ):
+                if response.status >= 300:
+                    said = (await response.content.read(300)).decode(errors="replace")
+                    raise Failed(f"{where}: {response.status} {said}")
                 content = bytearray()
                 async for chunk in response.content.iter_any():
                     content += chunk

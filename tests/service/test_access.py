@@ -10,10 +10,12 @@ import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import aiohttp
 import httpx2
 import pytest
 from fastapi.routing import APIRoute
@@ -28,8 +30,11 @@ from service.api.routes import ADMINISTERS, ASKS_SQL, OWN_READS, OWN_WRITES, REA
 from service.app import ROUTES
 from service.checkpoints import EMBEDDED
 from service.engines.addresses import parse_worker
+from service.engines.link import Fault, Link
 from service.shares import Shares
 from service.stages import Conflict, Overloaded
+from service.verifiers.declared import parse_declared
+from service.verifiers.remote import Failed, Line
 from tests.processes import serving
 from tests.service.conftest import OpenService
 from tests.service.steps import GRESO_RUN, freeze, leased, prepare, sample
@@ -620,10 +625,52 @@ def test_who_has_a_key_names_checkpoints_within_the_roots_and_learns_nothing_of_
         "http://metadata.google.internal",
         "http://METADATA.google.internal.",
         "http://[fd00:ec2::254]",
+        "http://[FD00:EC2:0::254]",
+        "http://[::ffff:169.254.169.254]",
+        "http://2852039166",
+        "http://0xa9.254.43518",
     ],
 )
-def test_an_engine_is_not_where_clouds_keep_their_secrets(url: str) -> None:
+def test_an_engine_or_a_verifier_is_not_where_clouds_keep_their_secrets(url: str) -> None:
+    with pytest.raises(ValueError, match="secrets"):
+        parse_declared(f"gym=nemo_gym:{url}")
     with pytest.raises(ValueError, match="secrets"):
         parse_worker(url)
     with pytest.raises(ValueError, match="secrets"):
         parse_worker(f"http://gpu1:8000,admin={url}")
+
+
+def test_no_server_sends_the_service_elsewhere() -> None:
+    asked: list[str] = []
+
+    class Redirecting(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked.append(self.path)
+            self.send_response(307)
+            self.send_header("Location", "/secrets")
+            self.send_header("Content-Length", "0")
+            self.end_headers()
+
+        do_GET = do_POST
+
+        def log_message(self, format: str, *args: Any) -> None:
+            pass
+
+    async def ask(url: str) -> None:
+        async with aiohttp.ClientSession() as session:
+            link = Link(session, url, "key")
+            with pytest.raises(Fault, match="307"):
+                await link.post("/generate", {})
+            with pytest.raises(Fault, match="307"):
+                await link.get("/model_info")
+        line = Line(url)
+        with pytest.raises(Failed, match="307"):
+            await line.post("/verify", {})
+        await line.close()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Redirecting) as server:
+        threading.Thread(target=server.serve_forever).start()
+        asyncio.run(ask(f"http://127.0.0.1:{server.server_port}"))
+        server.shutdown()
+
+    assert asked == ["/generate", "/model_info", "/verify", "/verify"]
