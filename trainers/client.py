@@ -176,7 +176,8 @@ class Refinery:
                 if "retry-after" not in response.headers or time.monotonic() > give_up:
                     break
                 told = response.headers["retry-after"]
-                time.sleep(float(told) if told.isdecimal() else AGAIN_SECONDS)  # proxies may tell a date
+                wanted = float(told) if told.isdecimal() else AGAIN_SECONDS  # proxies may tell a date
+                time.sleep(min(wanted, max(0.0, give_up - time.monotonic())))
             except RefineryError:
                 if time.monotonic() > give_up:
                     raise
@@ -190,10 +191,10 @@ class Refinery:
         try:
             yield
         except httpx2.ConnectError as error:
-            detail = f"no service answers at {self.url}: {error}; start one with `refinery serve`"
+            detail = f"no service answers at {without_key(self.url)}: {error}; start one with `refinery serve`"
             raise RefineryError(0, {"code": "unreachable", "detail": detail}) from None
         except httpx2.TransportError as error:
-            detail = f"the service at {self.url} broke off: {error}"
+            detail = f"the service at {without_key(self.url)} broke off: {error}"
             raise RefineryError(0, {"code": "broke_off", "detail": detail}) from None
 
 
@@ -203,9 +204,15 @@ def authorization(key: str | None = None) -> dict[str, str]:
     return {"authorization": f"Bearer {sent}"} if sent else {}
 
 
+def without_key(url: str) -> str:
+    """For people: a key may stand in a URL as its password."""
+    return str(httpx2.URL(url).copy_with(userinfo=b""))
+
+
 def _problem(response: httpx2.Response) -> Json:
+    """Something in between may answer, too, as it likes."""
     try:
-        problem: Json = response.json()
+        problem = response.json()
     except ValueError:
-        problem = {"detail": response.text[:500]}
-    return problem
+        problem = None
+    return problem if isinstance(problem, dict) else {"detail": response.text[:500]}
