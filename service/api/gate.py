@@ -54,8 +54,11 @@ class Gate:
         """Requests by caller."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
+            return
+        if scope["type"] != "http":  # there are no such routes, and nobody would be asked for a key
+            await send({"type": "websocket.close", "code": 1008})
             return
         with self._traffic.exchange(scope) as exchange:
             answering = exchange.answering(send)

@@ -18,11 +18,13 @@ from urllib.parse import urlsplit
 import aiohttp
 import httpx2
 import pytest
+from fastapi import FastAPI, WebSocket
 from fastapi.routing import APIRoute
 from fastapi.testclient import TestClient
 from hypothesis import given
 from hypothesis import strategies as st
 from starlette.types import Message
+from starlette.websockets import WebSocketDisconnect
 
 from service.access import Caller, Keyring, Role, is_loopback, refuse_open_door
 from service.api import gate
@@ -209,6 +211,34 @@ def test_who_has_no_key_is_told_whether_the_service_is_ready_and_nothing_else(
     assert client.get("/readyz").json() == {"policies": {}}
     assert client.get("/readyz", headers=bearer(token)).json() == {"policies": {"policy": 1}}
     assert client.get("/metrics").status_code == 401
+
+
+def test_no_way_in_leads_around_the_gate(client: TestClient) -> None:
+    async def open_to_all(websocket: WebSocket) -> None:
+        await websocket.accept()
+
+    assert isinstance(client.app, FastAPI)
+    client.app.add_api_websocket_route("/v1/live", open_to_all)
+
+    with pytest.raises(WebSocketDisconnect), client.websocket_connect("/v1/live"):
+        pass
+
+
+PATHS = [
+    *("//v1/runs", "/v1//runs", "/v1/runs/", "/v1/runs%2f", "/%76%31/runs", "/v1/runs;x", "/v1/runs%00", "/V1/runs"),
+    *("/livez/../v1/runs", "/livez/..%2fv1/runs", "/livez/", "/LIVEZ", "/docs/x", "/openapi.json/", "/metrics", "*"),
+]
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS", "POST", "DELETE", "PUT", "TRACE", "BREW"])
+def test_no_spelling_of_a_path_and_no_method_gets_in_without_a_key(
+    client: TestClient, keyring: Keyring, method: str
+) -> None:
+    keyring.add("alice", Role.READ)
+
+    answers = {path: client.request(method, path, follow_redirects=False).status_code for path in PATHS}
+
+    assert set(answers.values()) == {401}, answers
 
 
 def test_no_key_is_written_into_a_log_or_an_answer(
