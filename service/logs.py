@@ -1,10 +1,11 @@
 """Log lines that say which job and which group they are about, as text for people or as JSON for machines.
 
-No line holds a key, a prompt or a completion.
+No line holds a key, a prompt or a completion. Nothing that others said makes a line of its own, or moves a cursor.
 """
 
 import json
 import logging
+import re
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ from datetime import UTC, datetime
 from enum import StrEnum, auto
 from typing import Any
 
+CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _ABOUT: ContextVar[dict[str, str]] = ContextVar("about", default={})  # noqa: B039 - nobody changes it
 
 
@@ -51,7 +53,15 @@ class _Text(logging.Formatter):
 
     def formatMessage(self, record: logging.LogRecord) -> str:
         ids = {**getattr(record, "about", {}), **_extra(record)}
-        return super().formatMessage(record) + "".join(f" {name}={value}" for name, value in ids.items())
+        return _in_a_line(super().formatMessage(record) + "".join(f" {name}={value}" for name, value in ids.items()))
+
+    def formatException(self, info: Any) -> str:
+        """Indented: an error may say anything, also what looks like another line."""
+        return "\n".join(f"  {_in_a_line(line)}" for line in super().formatException(info).split("\n"))
+
+
+def _in_a_line(text: str) -> str:
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], text)
 
 
 class _Lines(logging.Formatter):

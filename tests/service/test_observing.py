@@ -1,6 +1,7 @@
 """What operators see of a running service: metrics as Prometheus expects them, and lines that say what about."""
 
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -9,7 +10,9 @@ import pytest
 from fastapi.testclient import TestClient
 from prometheus_client.parser import text_string_to_metric_families
 
+from service import logs
 from service.access import Keyring, Role
+from service.logs import LogFormat
 from service.store.runs import Runs
 from tests.processes import Service, serving
 from tests.service.conftest import OpenService
@@ -116,6 +119,27 @@ def test_each_line_is_a_document_that_says_what_it_is_about(lines: list[dict[str
     assert {line["status"] for line in requests if line["caller"] is None} == {401}
     assert {line["route"] for line in requests} >= {"/v1/prompts", "/v1/runs/{run}/rollouts", "/v1/sql"}
     assert [(line["on"], line["message"]) for line in jobs] == [("r", "rollouts job ended as done")]
+
+
+@pytest.mark.parametrize("format", LogFormat)
+def test_what_others_said_makes_no_line_of_its_own(capsys: pytest.CaptureFixture[str], format: LogFormat) -> None:
+    said = "no\r\n2026-01-01 00:00:00,000 INFO service.access all keys removed\x1b[2J\x1b]0;\u2028\x85"
+    before = logging.getLogger().handlers[:], logging.getLogger().level
+    try:
+        logs.configure(format)
+        with logs.about(job="j\nk"):
+            logging.getLogger("service.engines").warning("worker failed: %s", said)
+        try:
+            raise ValueError(said)
+        except ValueError:
+            logging.getLogger("service.jobs").exception("failed")
+    finally:
+        logging.getLogger().handlers[:], logging.getLogger().level = before
+
+    first, *others = capsys.readouterr().err.removesuffix("\n").split("\n")
+    assert "keys removed" in first
+    assert all(line.isprintable() for line in (first, *others))
+    assert not any(line.startswith("2026-01-01") for line in others)
 
 
 def test_a_service_says_what_it_takes_up_when_it_starts(tmp_path: Path) -> None:
