@@ -1,7 +1,8 @@
-"""HTTP/1.1 where the kernel sends whole files: their bytes never pass through Python.
+"""HTTP/1.1 as uvicorn speaks it, and what it lacks.
 
-A FileResponse asks for that where a server offers ASGI's ``http.response.pathsend``, which uvicorn alone does not.
-Answers to HEAD and Range go their usual way.
+- The kernel sends whole files: their bytes never pass through Python. A FileResponse asks for that where a server
+  offers ASGI's ``http.response.pathsend``. Answers to HEAD and Range go their usual way.
+- Whoever holds a connection and does not come to the point is hung up on.
 """
 
 import asyncio
@@ -14,6 +15,8 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 PART = 2 * 2**20
 """Bytes for one call: a fast reader of a cold file must not keep all others waiting."""
+HEAD_SECONDS = 60.0
+"""That a request's head may take from the connection or the answer before it on. A byte now and then is not enough."""
 
 
 class SendingFiles(H11Protocol):
@@ -31,6 +34,29 @@ class SendingFiles(H11Protocol):
             await answer(scope | {"extensions": {"http.response.pathsend": {}}}, receive, send_or_pass)
 
         self.app = app
+        self._patience: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._await_head()
+
+    def on_response_complete(self) -> None:
+        self._await_head()
+        super().on_response_complete()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        if self._patience:
+            self._patience.cancel()
+        super().connection_lost(error)
+
+    def _await_head(self) -> None:
+        if self._patience:
+            self._patience.cancel()
+        self._patience = self.loop.call_later(HEAD_SECONDS, self._hang_up)
+
+    def _hang_up(self) -> None:
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.close()
 
     async def _send(self, path: Path) -> None:
         with await asyncio.to_thread(path.open, "rb") as file:

@@ -1,5 +1,6 @@
 """Frozen files from a real service process: every reader gets the very same, and no reader can spoil it for another."""
 
+import asyncio
 import os
 import random
 import socket
@@ -7,6 +8,7 @@ import struct
 import subprocess
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -16,11 +18,47 @@ import duckdb
 import httpx2
 import polars as pl
 import pytest
+import uvicorn
+from uvicorn.server import ServerState
 
+from service import sending
+from service.sending import SendingFiles
 from tests.extensions import extension
 from tests.processes import serving
 
 PROMPTS, BYTES = 100, 30_000
+
+
+@pytest.mark.parametrize(
+    "sent", [b"", b"GET / HTTP/1.1\r\nHost: a", b"POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999\r\n\r\n"]
+)
+def test_whoever_does_not_come_to_the_point_is_hung_up_on(monkeypatch: pytest.MonkeyPatch, sent: bytes) -> None:
+    """Also between two requests, and where the rest of a body that nobody wants to have comes byte by byte."""
+    monkeypatch.setattr(sending, "HEAD_SECONDS", 0.3)
+
+    async def answer(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(0.6 if scope["path"] == "/slow" else 0)
+        await send({"type": "http.response.start", "status": 204, "headers": []})
+        await send({"type": "http.response.body"})
+
+    async def scenario() -> bytes:
+        config = uvicorn.Config(answer, lifespan="off", log_config=None)
+        loop = asyncio.get_running_loop()
+        server = await loop.create_server(lambda: SendingFiles(config, ServerState(), {}), "127.0.0.1", 0)
+        async with server, asyncio.timeout(10):
+            reader, writer = await asyncio.open_connection(*server.sockets[0].getsockname())
+            writer.write(b"GET /slow HTTP/1.1\r\nHost: a\r\n\r\n" + sent)
+            told = b""
+            while not reader.at_eof():
+                with suppress(ConnectionError):
+                    writer.write(b"x" if sent else b"")
+                    await writer.drain()
+                with suppress(TimeoutError):
+                    told += await asyncio.wait_for(reader.read(2**16), 0.05)
+            writer.close()
+        return told
+
+    assert asyncio.run(scenario()).startswith(b"HTTP/1.1 204")
 
 
 class Served(NamedTuple):
