@@ -35,7 +35,7 @@ LITTLE_BYTES, ENOUGH_BYTES = 1 << 30, 10 << 30
 """Free on the disk: with less than the one the store may stop soon."""
 SHARED = {"nfs", "nfs4", "cifs", "smb3", "fuse.sshfs", "9p", "lustre", "beegfs"}
 """Kinds of file systems that several machines have, where a lock may be one of this machine only."""
-ENGINE_SECONDS = 10.0
+ENGINE_SECONDS, PYTHON_SECONDS = 10.0, 120.0
 CLOCK_SLACK = 5.0
 
 
@@ -163,7 +163,12 @@ def _launched(kind: Kind, given: Path | None) -> Found:
     if not python.exists():
         return Found("engine", Finding.FAILED, f"there is no {python}", "`make engines`, or name --engine-python")
     asked = f"from importlib.metadata import version; print(version({str(kind)!r}))"
-    told = subprocess.run([python, "-c", asked], capture_output=True, text=True, check=False, timeout=120)
+    try:
+        told = subprocess.run(
+            [python, "-c", asked], capture_output=True, text=True, check=False, timeout=PYTHON_SECONDS
+        )
+    except (OSError, subprocess.TimeoutExpired) as failure:
+        return Found("engine", Finding.FAILED, f"{python} does not run: {failure}", "name another --engine-python")
     if told.returncode:
         return Found("engine", Finding.FAILED, f"{python} has no {kind}", f"install {kind} there")
     return Found("engine", Finding.OK, f"{kind} {told.stdout.strip()} in {python}")
@@ -184,7 +189,12 @@ def _store(settings: Settings, thoroughly: bool) -> Iterator[Found]:
     if not path.exists():
         yield Found("store", Finding.OK, "none yet")
         return
-    if _is_taken(path.with_suffix(".lock")):
+    try:
+        is_taken = _is_taken(path.with_suffix(".lock"))
+    except OSError as failure:
+        yield Found("store", Finding.FAILED, f"its lock cannot be read: {failure}", "run as the owner of the folder")
+        return
+    if is_taken:
         told = f"a service has {settings.data} open: ask it with `refinery store check`"
         yield Found("store", Finding.OK, told)
         return

@@ -9,6 +9,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
+
+from curation.choice import reason_of
 
 STYLES = {"ok": "green", "warning": "yellow", "failed": "bold red"}
 
@@ -23,14 +26,17 @@ def doctor(
     from service.doctor import Finding, examine  # pulls in DuckDB: only here
     from service.settings import Settings
 
-    settings = Settings(data=data) if data else Settings()
+    try:
+        settings = Settings(data=data) if data else Settings()
+    except ValueError as error:
+        sys.exit(f"refinery doctor: {reason_of(error)}")
     found = list(examine(settings, thoroughly=thorough))
     if as_json:
         print(json.dumps([asdict(one) for one in found]))
     else:
         table = Table("", "", "", box=None, show_header=False)
         for one in found:
-            remedy = f"\n[dim]{one.remedy}[/dim]" if one.remedy else ""
-            table.add_row(f"[{STYLES[one.finding]}]{one.finding}[/]", one.what, one.told + remedy)
+            told = Text(one.told).append(f"\n{one.remedy}" if one.remedy else "", "dim")
+            table.add_row(Text(one.finding, STYLES[one.finding]), one.what, told)
         Console().print(table)
     sys.exit(any(one.finding is Finding.FAILED for one in found))

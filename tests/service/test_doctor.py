@@ -84,6 +84,9 @@ def test_engines_that_are_not_there_are_found(tmp_path: Path) -> None:
 
     assert "does not answer" in failed(found(tmp_path, engine_url=[{"url": f"http://127.0.0.1:{port}"}]))["engine"]
     assert "no /nowhere" in failed(found(tmp_path, engine="vllm", engine_python="/nowhere"))["engine"]
+    no_program = tmp_path / "python"
+    no_program.touch()
+    assert "does not run" in failed(found(tmp_path, engine="vllm", engine_python=no_program))["engine"]
 
 
 def test_a_policy_that_is_not_there_is_found(tmp_path: Path) -> None:
@@ -118,9 +121,15 @@ def test_a_clock_that_stands_before_what_is_stored_is_found(filled: Path) -> Non
 def test_the_folder_of_a_running_service_is_left_alone(tmp_path: Path) -> None:
     with serving(tmp_path / "data"):
         told = refinery("doctor", "--data", str(tmp_path / "data"), "--json", cwd=tmp_path)
-    broken = refinery("doctor", "--data", "/proc/nothing", cwd=tmp_path)
+    broken = refinery("doctor", "--data", "/proc/nothing/[/dim]", cwd=tmp_path)  # which is no markup
+    (tmp_path / "refinery.toml").write_text("port = 'x'")
+    unset = refinery("doctor", cwd=tmp_path)
 
     assert told.returncode == 0, told.stdout
     assert "has" in next(one["told"] for one in json.loads(told.stdout) if one["what"] == "store")
     assert broken.returncode == 1
     assert "failed" in broken.stdout
+    assert unset.returncode == 1
+    assert unset.stderr.splitlines() == [
+        "refinery doctor: port: Input should be a valid integer, unable to parse string as an integer"
+    ]
