@@ -66,7 +66,7 @@ async def get_group(group_id: str, parts: PartsDep, caller: CallerDep) -> GroupD
     return GroupDetailOut(**GroupOut.of(group).model_dump(), members=members, rescores=rescores)
 
 
-def _change(
+async def _change(
     verifier: str | None = None,
     reference: str | None = None,
     label: str | None = None,

@@ -44,7 +44,7 @@ class Deed:
         await self.parts.store.answers.add(Answer(self.answer_id, self.asked, BEGUN, name, self.parts.now()))
 
 
-def _deed(request: Request) -> Deed | None:
+async def _deed(request: Request) -> Deed | None:
     return getattr(request.state, "deed", None)
 
 
@@ -81,7 +81,7 @@ def _sum(body: bytes) -> str:
     return sha256(body).hexdigest()
 
 
-def _keyed(idempotency_key: IdempotencyKey = None) -> None:
+async def _keyed(idempotency_key: IdempotencyKey = None) -> None:
     """Only so that it is checked and described."""
 
 

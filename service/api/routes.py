@@ -1,4 +1,7 @@
-"""What the routers share: the parts of the running service, who asks and what that one may, paging, names of jobs."""
+"""What the routers share: the parts of the running service, who asks and what that one may, paging, names of jobs.
+
+What a route depends on is `async`, also where it waits for nothing: anything else costs a trip to a thread.
+"""
 
 from typing import Annotated, Any, cast
 from uuid import uuid4
@@ -11,14 +14,14 @@ from service.parts import Parts
 from service.stages import Forbidden
 
 
-def _parts(request: Request) -> Parts:
+async def _parts(request: Request) -> Parts:
     return cast(Parts, request.state.parts)
 
 
 PartsDep = Annotated[Parts, Depends(_parts)]
 
 
-def _caller(request: Request) -> Caller:
+async def _caller(request: Request) -> Caller:
     caller: Caller | None = request.state.caller
     assert caller is not None  # the gate lets nobody else through
     return caller
@@ -33,7 +36,7 @@ def _asks(role: Role, *, own: bool = False) -> Any:
     """What a route asks of its caller: the role, and that the names in its path are within the caller's limits. A route
     without one has none to a caller with limits, unless it looks after what is the caller's `own` by itself."""
 
-    def check(request: Request, caller: CallerDep) -> None:
+    async def check(request: Request, caller: CallerDep) -> None:
         if not caller.role.includes(role):
             raise Forbidden("role_too_low", f"this takes role {role}, and key {caller.name!r} has role {caller.role}")
         named = [request.path_params[place] for place in NAMING if place in request.path_params]
