@@ -31,6 +31,10 @@ from service.stages import (
 )
 
 
+class Ambiguous(Refused):
+    """Something in between may have read it as another request than we do, and what comes after it, too."""
+
+
 class TooLarge(Refused):
     """The body is over the limit."""
 
@@ -139,6 +143,8 @@ def answer_to(error: Refused | StageError) -> JSONResponse:
     answer = problem(status_of(error), error.code, str(error), **error.extra)
     if isinstance(error, Unknown):
         answer.headers["www-authenticate"] = "Bearer"
+    if isinstance(error, Ambiguous):
+        answer.headers["connection"] = "close"
     if isinstance(error, OutOfRange):
         answer.headers["content-range"] = f"bytes */{error.size}"
     if "retry_after" in error.extra:

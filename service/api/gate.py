@@ -20,7 +20,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.access import OPERATOR, Caller, Keyring, KeysUnreadable, is_loopback
-from service.api.errors import Closing, TooLarge, TooSlow, answer_to, unforeseen
+from service.api.errors import Ambiguous, Closing, TooLarge, TooSlow, answer_to, unforeseen
 from service.api.traffic import Traffic
 from service.parts import Parts
 from service.settings import Settings
@@ -79,6 +79,7 @@ class Gate:
         try:
             if self._traffic.at_once > MOST_REQUESTS:
                 raise Overloaded("too_many_requests", f"{MOST_REQUESTS} requests are being answered", retry_after=1)
+            refuse_two_lengths(headers)
             refuse_other_pages(scope["method"], headers)
             caller = scope["state"]["caller"] = caller_of(scope["path"], headers, parts.keyring, parts.settings)
             name = caller.name if caller else ""
@@ -144,6 +145,12 @@ def _token(authorization: str) -> str:
                 return ""
         case _:
             return ""
+
+
+def refuse_two_lengths(headers: Mapping[str, str]) -> None:
+    """Raises Ambiguous for a body that ends at two places (RFC 9112, 6.1)."""
+    if "content-length" in headers and "transfer-encoding" in headers:
+        raise Ambiguous("two_lengths", "the body has a Content-Length and a Transfer-Encoding: send one of them")
 
 
 def refuse_other_pages(method: str, headers: Mapping[str, str]) -> None:

@@ -548,6 +548,21 @@ def test_bodies_wait_for_room_and_are_told_when_there_is_none(tmp_path: Path) ->
     assert (small.status_code, answered.split()[1], accepted.status_code) == (201, b"201", 201)
 
 
+def test_what_could_be_read_as_two_requests_is_refused_and_the_connection_closed(tmp_path: Path) -> None:
+    with serving(tmp_path / "data") as service:
+        address = urlsplit(service.url)
+        smuggled = f"GET /v1/store HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n"
+        lengths = f"Content-Length: {len(smuggled) + 5}\r\nTransfer-Encoding: chunked\r\n"
+        with socket.create_connection((str(address.hostname), address.port or 80), timeout=30) as connection:
+            head = f"POST /v1/sql HTTP/1.1\r\nHost: {address.netloc}\r\n{lengths}\r\n"
+            connection.sendall(f"{head}0\r\n\r\n{smuggled}".encode())
+            told = b"".join(iter(lambda: connection.recv(2**16), b""))
+
+    assert told.startswith(b"HTTP/1.1 400")
+    assert b"two_lengths" in told
+    assert told.count(b"HTTP/1.1") == 1
+
+
 def test_a_packed_body_finds_room_where_there_is_only_enough_for_one(open_service: OpenService) -> None:
     rows = json.dumps([{"prompt": "x" * 2**18, "reference": "4"}] * 3).encode()
     headers = {"content-type": "application/json", "content-encoding": "gzip"}
