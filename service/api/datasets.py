@@ -23,7 +23,7 @@ from service.api.routes import (
     OWN_WRITES,
     READS,
     CallerDep,
-    IdempotencyKey,
+    JobKey,
     PartsDep,
     job_name,
     refuse_others,
@@ -171,15 +171,13 @@ async def get_arrow(name: str, version: str, split: str, parts: PartsDep, if_non
 
 
 @router.post("/{name}@{version}/push", status_code=202, dependencies=[ADMINISTERS])
-async def push_dataset(
-    name: str, version: str, body: PushRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
-) -> JobOut:
+async def push_dataset(name: str, version: str, body: PushRequest, parts: PartsDep, key: JobKey) -> JobOut:
     """Pushes the version to the Hugging Face Hub, as a commit and a tag, with its card; private unless told otherwise.
     The token is the service's ``HF_TOKEN``. A version that is there already is left alone."""
     dataset = await find(name, version, parts)
     hub_of_environment()
     asked = body.model_dump(mode="json") | {"name": name, "version": dataset.version}
-    job_id = job_name(JobKind.PUSH, name, idempotency_key)
+    job_id = job_name(JobKind.PUSH, name, key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.PUSH, name, asked))
 
 

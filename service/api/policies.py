@@ -11,7 +11,7 @@ from service.api.routes import (
     READS,
     WRITES,
     CallerDep,
-    IdempotencyKey,
+    JobKey,
     PartsDep,
     job_name,
     refuse_others,
@@ -27,17 +27,15 @@ router = APIRouter(prefix="/v1/policies", tags=["policies"], route_class=OncePer
 
 
 @router.post("", status_code=202, dependencies=[OWN_WRITES])
-async def add_policy(
-    body: PolicyIn, parts: PartsDep, caller: CallerDep, idempotency_key: IdempotencyKey = None
-) -> JobOut:
+async def add_policy(body: PolicyIn, parts: PartsDep, caller: CallerDep, key: JobKey) -> JobOut:
     """Publishes a checkpoint as version 1 of a new policy; the job ends when it is live."""
     refuse_others(caller, body.name)
-    is_known = await parts.jobs.find(job_name(JobKind.PUBLISH, body.name, idempotency_key))
+    is_known = await parts.jobs.find(job_name(JobKind.PUBLISH, body.name, key))
     if not is_known and body.name in await parts.store.policies.names():
         raise Conflict(
             "policy_exists", f"policy {body.name!r} exists; POST /v1/policies/{body.name}/versions publishes to it"
         )
-    return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint, step=body.step), parts, idempotency_key)
+    return await _publish(body.name, PublishRequest(checkpoint=body.checkpoint, step=body.step), parts, key)
 
 
 @router.get("", dependencies=[OWN_READS])
@@ -52,12 +50,10 @@ async def get_policy(name: str, parts: PartsDep) -> PolicyOut:
 
 
 @router.post("/{name}/versions", status_code=202, dependencies=[WRITES])
-async def publish_version(
-    name: str, body: PublishRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
-) -> JobOut:
+async def publish_version(name: str, body: PublishRequest, parts: PartsDep, key: JobKey) -> JobOut:
     """Publishes a checkpoint as the policy's next version; live when the engine reports it."""
     await parts.store.policies.versions(name)
-    return await _publish(name, body, parts, idempotency_key)
+    return await _publish(name, body, parts, key)
 
 
 async def _publish(name: str, request: PublishRequest, parts: Parts, key: str | None) -> JobOut:

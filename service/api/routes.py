@@ -68,6 +68,14 @@ Cursor = Annotated[str | None, Query()]
 IdempotencyKey = Annotated[str | None, Header(min_length=1, max_length=200)]
 
 
+async def _job_key(caller: CallerDep, idempotency_key: IdempotencyKey = None) -> str | None:
+    return None if idempotency_key is None else digest(caller.name, idempotency_key)
+
+
+JobKey = Annotated[str | None, Depends(_job_key)]
+"""The client's idempotency key: two clients may send the same one and mean two jobs."""
+
+
 def job_name(kind: str, on: str, key: str | None) -> str:
-    """A new name, or the one that belongs to the client's idempotency key."""
+    """A new name, or the one that belongs to the key."""
     return "j_" + (uuid4().hex if key is None else digest(kind, on, key))

@@ -12,7 +12,7 @@ from service.api.routes import (
     READS,
     WRITES,
     CallerDep,
-    IdempotencyKey,
+    JobKey,
     PartsDep,
     job_name,
     refuse_others,
@@ -64,23 +64,19 @@ async def get_run(run: str, parts: PartsDep) -> RunOut:
 
 
 @router.post("/{run}/rollouts", status_code=202, dependencies=[WRITES])
-async def request_rollouts(
-    run: str, body: RolloutsRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
-) -> JobOut:
+async def request_rollouts(run: str, body: RolloutsRequest, parts: PartsDep, key: JobKey) -> JobOut:
     """Samples until `groups` informative groups are stored, or `prompts`, or whole `passes`; within a budget."""
     await admit(body, await parts.store.runs.get(run), prompts=parts.store.prompts, engines=parts.engines)
-    job_id = job_name(JobKind.ROLLOUTS, run, idempotency_key)
+    job_id = job_name(JobKind.ROLLOUTS, run, key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.ROLLOUTS, run, body.model_dump(mode="json")))
 
 
 @router.post("/{run}/rescore", status_code=202, dependencies=[WRITES])
-async def request_rescore(
-    run: str, body: RescoreRequest, parts: PartsDep, idempotency_key: IdempotencyKey = None
-) -> JobOut:
+async def request_rescore(run: str, body: RescoreRequest, parts: PartsDep, key: JobKey) -> JobOut:
     """Judges stored groups anew: by the verifiers of their prompts at today's revision, or by another one. The new
     verdicts count from then on; the old ones stay. The job's result says what changed."""
     await parts.store.runs.get(run)
     if body.verifier is not None:
         body = body.model_copy(update={"verifier": spelled_verifier(body.verifier, parts.panel.catalogue)})
-    job_id = job_name(JobKind.RESCORE, run, idempotency_key)
+    job_id = job_name(JobKind.RESCORE, run, key)
     return JobOut.of(await parts.jobs.submit(job_id, JobKind.RESCORE, run, body.model_dump(mode="json")))

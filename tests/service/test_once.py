@@ -116,6 +116,20 @@ def test_keys_of_two_senders_and_of_two_paths_are_not_the_same(client: TestClien
     assert [answer.json()["added"] for answer in (first, of_another, elsewhere)] == [1, 0, 1]
 
 
+def test_two_senders_who_send_the_same_key_have_a_job_each(client: TestClient, tmp_path: Path) -> None:
+    prepare(client)
+    keyring = Keyring(tmp_path / "data")
+    senders = [{"Authorization": f"Bearer {keyring.add(name, Role.WRITE)[1]}"} for name in ("alice", "bob")]
+
+    told = [
+        client.post("/v1/runs/r/rollouts", json={"passes": passes}, headers=KEY | sender)
+        for sender, passes in zip([*senders, senders[0]], [1, 2, 1], strict=True)
+    ]
+
+    assert [answer.status_code for answer in told] == [202] * 3
+    assert told[0].json()["id"] == told[2].json()["id"] != told[1].json()["id"]
+
+
 @pytest.mark.parametrize(("role", "names"), [(Role.READ, ()), (Role.WRITE, ("mine",))])
 def test_a_key_that_may_less_than_before_gets_no_answer_of_before(
     client: TestClient, tmp_path: Path, role: Role, names: tuple[str, ...]
