@@ -156,11 +156,14 @@ def document(summary: Summary) -> dict[str, Any]:
 
 def compare(question: Question, recorded: Recorded) -> list[Summary]:
     """Every selector of the question on the same record."""
-    return [_summary(choice, question, recorded) for choice in question.selectors]
+    return [
+        summary(choice, [replay(choice, recorded, seed=seed, batch=question.batch) for seed in range(question.seeds)])
+        for choice in question.selectors
+    ]
 
 
-def _summary(choice: SelectorChoices, question: Question, recorded: Recorded) -> Summary:
-    runs = [replay(choice, recorded, seed=seed, batch=question.batch) for seed in range(question.seeds)]
+def summary(choice: SelectorChoices, runs: Sequence[Replayed]) -> Summary:
+    """Of its replays, one a seed."""
     return Summary(
         choice,
         precision=estimate([run.precision for run in runs]).within(0, 1),

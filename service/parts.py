@@ -7,6 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -57,6 +58,10 @@ from service.verifiers.worker import Limits as VerifierLimits
 logger = logging.getLogger(__name__)
 MODEL_LIMITS = VerifierLimits(wall_seconds=300.0, cpu_seconds=3600.0, memory_bytes=NO_LIMIT, load_seconds=900.0)
 """Of a reward model in a worker process; with two of them in turn, loading counts against the check."""
+TURNS, TURNS_OF_ONE = 3, 2
+"""Of all callers, and of one."""
+THREADS = 32
+"""More than all turns together: for what is short there is always one."""
 WINDOWS_AT_WORK, LEAST_AT_WORK = 4, 1024
 """Completions that are sampled, judged and stored at once, of all runs: as many as four times what the engines take, so
 that they always have something to do, and no more, so that slow verifiers fill no memory."""
@@ -137,6 +142,10 @@ class Parts:
     keyring: Keyring
     bodies: Shares
     """Bytes of requests."""
+    turns: Shares
+    """Of what takes a caller seconds."""
+    long_turns: Shares
+    """Of what takes minutes, and memory: replays and freezes."""
     taken_up: TakenUp
     now: Callable[[], datetime]
 
@@ -237,6 +246,7 @@ async def open_parts(
     """Opens the store, loads every policy's newest version, and takes up unfinished jobs and open leases."""
     # Closed in reverse order, each part even if another one fails to close.
     async with AsyncExitStack() as closing:
+        asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(THREADS, "parts"))
         store = Store.open(settings.data, settings.store_memory_mib)
         closing.callback(store.close)
         panel = panel_of_settings(settings)
@@ -267,6 +277,8 @@ async def open_parts(
             console,
             keyring,
             Shares(lambda: settings.bodies_mib << 20, most_of_one=lambda: settings.bodies_mib << 19),
+            Shares(lambda: TURNS, most_of_one=lambda: TURNS_OF_ONE),
+            Shares(lambda: TURNS, most_of_one=lambda: TURNS_OF_ONE),
             taken_up,
             now,
         )

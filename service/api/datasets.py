@@ -28,6 +28,7 @@ from service.api.routes import (
     job_name,
     refuse_others,
 )
+from service.api.turns import TAKES_LONG, turn
 from service.api.wire import DatasetIn, DatasetOut, JobOut, RowsOut
 from service.explaining import explain
 from service.hub import PushRequest, hub_of_environment
@@ -85,12 +86,13 @@ async def freeze_dataset(body: DatasetIn, parts: PartsDep, caller: CallerDep, de
     """Freezes what a recipe makes of its runs as the next version of the name; while these runs stand still the same
     recipe is the same version."""
     refuse_others(caller, body.name, *body.recipe.runs)
-    if deed is None:
-        return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe))
-    for dataset_id in await deed.begun():  # by now the runs may hold more, and the same recipe be another version
+    for dataset_id in await deed.begun() if deed else ():  # by now the runs may hold more, and be another version
         if made := await parts.store.datasets.by_id(body.name, dataset_id):
             return DatasetOut.of(made)
-    return DatasetOut.of(await parts.freezer.freeze(body.name, body.recipe, begin=deed.begin))
+    async with turn(parts.long_turns, caller):
+        return DatasetOut.of(
+            await parts.freezer.freeze(body.name, body.recipe, begin=None if deed is None else deed.begin)
+        )
 
 
 @router.get("", dependencies=[OWN_READS])
@@ -112,7 +114,7 @@ async def delete_version(
     return DatasetOut.of(await parts.freezer.delete(name, _number(version), reason))
 
 
-@router.get("/{name}@{version}/rows", response_model=RowsOut, dependencies=[READS])
+@router.get("/{name}@{version}/rows", response_model=RowsOut, dependencies=[READS, TAKES_LONG])
 async def get_rows(
     name: str,
     version: str,
@@ -127,7 +129,7 @@ async def get_rows(
     return await asyncio.to_thread(_rows, shards_of(dataset, split, parts), offset, length)
 
 
-@router.get("/{name}@{version}/explain", response_model=dict[str, Any], dependencies=[READS])
+@router.get("/{name}@{version}/explain", response_model=dict[str, Any], dependencies=[READS, TAKES_LONG])
 async def explain_prompt(
     name: str,
     version: str,

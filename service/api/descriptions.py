@@ -10,6 +10,7 @@ from fastapi.responses import PlainTextResponse
 
 from service.api.datasets import LATEST, find, pinned, shards_of
 from service.api.routes import READS, CallerDep, PartsDep, refuse_others
+from service.api.turns import TAKES_LONG
 from service.cards import card, croissant
 from service.diffing import diff
 from service.parts import Parts
@@ -25,7 +26,7 @@ class Markdown(PlainTextResponse):
 
 
 @router.head("/{name}@{version}/statistics", dependencies=[READS])
-@router.get("/{name}@{version}/statistics", response_model=dict[str, Any], dependencies=[READS])
+@router.get("/{name}@{version}/statistics", response_model=dict[str, Any], dependencies=[READS, TAKES_LONG])
 async def get_statistics(name: str, version: str, parts: PartsDep, split: str = "train") -> Any:
     """What the columns of a split hold, shaped like the Hugging Face dataset viewer's ``/statistics``."""
     dataset = await find(name, version, parts)
@@ -55,7 +56,7 @@ async def get_croissant(name: str, version: str, request: Request, parts: PartsD
     return croissant(dataset, f"{str(request.base_url).rstrip('/')}/v1/datasets/{name}@{version}", columns)
 
 
-@router.get("/{name}@{version}/diff", response_model=dict[str, Any], dependencies=[READS])
+@router.get("/{name}@{version}/diff", response_model=dict[str, Any], dependencies=[READS, TAKES_LONG])
 async def get_diff(
     name: str,
     version: str,

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from curation.warmup import Measure, advise
 from service.api.datasets import find
 from service.api.routes import READS, PartsDep
+from service.api.turns import TAKES_LONG
 from service.stages import Invalid
 from service.store.transaction import Row
 
@@ -89,14 +90,14 @@ class AdviceOut(BaseModel):
     reason: str
 
 
-@router.get("/runs/{run}/informativeness", dependencies=[READS])
+@router.get("/runs/{run}/informativeness", dependencies=[READS, TAKES_LONG])
 async def run_informativeness(run: str, parts: PartsDep, price: Price = None) -> list[InformativenessOut]:
     """The whole run first, then each policy version. The same as the SQL view `informativeness`."""
     await parts.store.runs.get(run)
     return [InformativenessOut.of(row, price) for row in await parts.store.reports.of_run(run)]
 
 
-@router.get("/datasets/{name}@{version}/informativeness", dependencies=[READS])
+@router.get("/datasets/{name}@{version}/informativeness", dependencies=[READS, TAKES_LONG])
 async def dataset_informativeness(
     name: str, version: str, parts: PartsDep, price: Price = None
 ) -> list[InformativenessOut]:
@@ -108,7 +109,7 @@ async def dataset_informativeness(
     return [InformativenessOut.of(row, price) for row in await parts.store.reports.of_groups(group_ids)]
 
 
-@router.get("/runs/{run}/warmup", dependencies=[READS])
+@router.get("/runs/{run}/warmup", dependencies=[READS, TAKES_LONG])
 async def advise_warmup(run: str, parts: PartsDep, measure: Measure = Measure.PAIR_ENTROPY, seed: int = 0) -> AdviceOut:
     """Which of the policy versions that the run sampled gives the most informative pairs, and how sure that is."""
     await parts.store.runs.get(run)

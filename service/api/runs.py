@@ -17,6 +17,7 @@ from service.api.routes import (
     job_name,
     refuse_others,
 )
+from service.api.turns import TAKES_LONG
 from service.api.wire import JobOut, RunOut, spelled_verifier
 from service.harvest import RolloutsRequest, admit
 from service.jobs import JobKind
@@ -48,7 +49,7 @@ async def list_runs(parts: PartsDep, caller: CallerDep) -> list[RunConfig]:
     return [run for run in await parts.store.runs.all() if caller.reaches(run.name)]
 
 
-@router.get("/{run}", dependencies=[READS])
+@router.get("/{run}", dependencies=[READS, TAKES_LONG])
 async def get_run(run: str, parts: PartsDep) -> RunOut:
     """Configuration, funnel and informativeness."""
     config = await parts.store.runs.get(run)
