@@ -1,4 +1,4 @@
-"""Where requests of the service may not go, whoever names the place."""
+"""Addresses of servers: where requests of the service may not go, whoever names the place, and how one is told."""
 
 import socket
 from ipaddress import IPv4Address, IPv6Address, ip_address
@@ -14,6 +14,12 @@ def refuse_metadata(url: str) -> None:
     address = _address(host)
     if host in METADATA or str(address) in METADATA or (address is not None and address.is_link_local):
         raise ValueError(f"{host} is where clouds tell machines their secrets, and nobody to send anything to")
+
+
+def shown(url: str) -> str:
+    """Without the user and the password that may stand in it."""
+    parts = urlsplit(url)
+    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 def _address(host: str) -> IPv4Address | IPv6Address | None:

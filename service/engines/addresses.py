@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field, ValidationError, field_validator, model_validator
 
 from curation.choice import Choice
-from service.urls import refuse_metadata
+from service.urls import refuse_metadata, shown
 
 URL = r"^https?://[^\s/?#,]+(/[^\s?#,]*)?$"
 
@@ -34,9 +34,11 @@ class WorkerSpec(Choice):
 
     @field_validator("url", "admin_urls")
     @classmethod
-    def _no_metadata(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
+    def _may_be_asked_and_told(cls, value: str | tuple[str, ...]) -> str | tuple[str, ...]:
         for url in [value] if isinstance(value, str) else value:
             refuse_metadata(url)
+            if shown(url) != url:
+                raise ValueError("it is told to whoever sees workers: the password goes into engine_api_key")
         return value
 
     @field_validator("url", "admin_urls")

@@ -15,6 +15,7 @@ import aiohttp
 
 from curation.records import Outcome
 from service.shares import Shares
+from service.urls import shown
 from service.verifiers.base import Judgement, OutOfTime, Question, dialogue, storable
 from service.verifiers.rewards import ChatRewardOptions, rewarded, scored
 
@@ -42,7 +43,9 @@ class Line:
     """One server, and no other: no redirection is followed."""
 
     def __init__(self, url: str) -> None:
-        self.url = url.rstrip("/")
+        self._url = url.rstrip("/")
+        self.url = shown(self._url)
+        """As it is told."""
         self._turns = Shares(lambda: AT_ONCE)
         self._run = ""
         self._session: aiohttp.ClientSession | None = None
@@ -65,7 +68,7 @@ class Line:
 
     def beside(self) -> "Line":
         """The same server, past everything that waits for it. Needs no closing."""
-        other = Line(self.url)
+        other = Line(self._url)
         other._session = self._session = self._session or _session()
         return other
 
@@ -79,7 +82,7 @@ class Line:
         try:
             async with (
                 asyncio.timeout(SECONDS),
-                self._session.post(self.url + path, json=body, allow_redirects=False) as response,
+                self._session.post(self._url + path, json=body, allow_redirects=False) as response,
             ):
                 if response.status >= 300:
                     said = (await response.content.read(300)).decode(errors="replace")

@@ -685,6 +685,25 @@ def test_an_engine_or_a_verifier_is_not_where_clouds_keep_their_secrets(url: str
         parse_worker(f"http://gpu1:8000,admin={url}")
 
 
+def test_a_password_in_an_address_is_told_nobody() -> None:
+    with pytest.raises(ValueError, match="engine_api_key"):
+        parse_worker("http://user:secret@gpu1:8000")
+    with pytest.raises(ValueError, match="engine_api_key"):
+        parse_worker("http://gpu1:8000,admin=http://secret@gpu1:8001")
+
+    async def ask() -> str:
+        line = Line("http://user:secret@127.0.0.1:1/gym/")
+        with pytest.raises(Failed) as failed:
+            await line.post("/verify", {})
+        await line.close()
+        return str(failed.value)
+
+    told = asyncio.run(ask())
+
+    assert told.startswith("POST http://127.0.0.1:1/gym/verify: ")
+    assert "secret" not in told
+
+
 def test_no_server_sends_the_service_elsewhere() -> None:
     asked: list[str] = []
 
