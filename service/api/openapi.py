@@ -87,16 +87,16 @@ def _complete_operation(path: str, method: str, operation: dict[str, Any]) -> No
 
 def _refusals(path: str, method: str, operation: dict[str, Any]) -> Iterator[type[Exception]]:
     """What may befall any request of this kind; what else a route raises it tells itself."""
-    yield from (Forbidden, TooLarge, StageError, StoreFailed, Overloaded)
+    yield from (Refused, Forbidden, TooLarge, Busy, StageError, StoreFailed, Overloaded)
     if path not in OPEN:
         yield from (Unknown, KeysUnreadable)
     if "parameters" in operation or "requestBody" in operation:
         yield Invalid
     if "requestBody" in operation:
-        yield from (Refused, TooSlow)
+        yield TooSlow
     if "{" in path or method == "post":
         yield NotFound
     if "{version}" in path:
         yield Gone
     if method == "post":
-        yield from (Conflict, Busy)
+        yield Conflict

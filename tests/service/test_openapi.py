@@ -8,7 +8,7 @@ other things.
 import os
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,6 +25,7 @@ from schemathesis.engine.recorder import ScenarioRecorder
 from service.access import Keyring, Role
 from service.api.errors import PROBLEM, STATUS, Problem
 from service.api.gate import OPEN
+from service.stages import Conflict
 from tests.service.conftest import link_checkpoint, scripted_app
 from tests.service.served import served
 from tests.service.steps import finish, freeze, leased, prepare, sample
@@ -146,7 +147,7 @@ class Filled(NamedTuple):
     """A service that has some of everything."""
 
     url: str
-    data: Path
+    keyring: Keyring
     known: dict[str, list[Any]]
     """By parameter: what there is, so that names and ids are not always those of nothing."""
 
@@ -188,21 +189,30 @@ def explore(service: Filled, *phases: str, examples: int, key: str | None = None
     return found
 
 
-@pytest.fixture(scope="module")
-def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
-    folder = tmp_path_factory.mktemp("service")
+@contextmanager
+def filled(folder: Path) -> Iterator[Filled]:
     data, checkpoint = folder / "data", link_checkpoint(folder / "checkpoint")
     with served(scripted_app(data, checkpoint)) as url, httpx2.Client(base_url=url, timeout=60) as client:
-        yield Filled(url, data, fill(client, checkpoint))
+        keyring = Keyring(data)
+        yield Filled(url, keyring, fill(client, checkpoint))
+        if keyring.keys is not None:
+            client.headers["authorization"] = f"Bearer {keyring.add('auditor', Role.ADMIN)[1]}"
         jobs = client.get("/v1/jobs").json()
         assert [job for job in jobs if (job["result"] or {}).get("error") == "internal"] == []
 
 
-@pytest.fixture
-def keyring(service: Filled) -> Iterator[Keyring]:
-    keyring = Keyring(service.data)
-    yield keyring
-    keyring.path.unlink()
+@pytest.fixture(scope="module")
+def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    """Without keys."""
+    with filled(tmp_path_factory.mktemp("open")) as service:
+        yield service
+
+
+@pytest.fixture(scope="module")
+def locked(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Filled]:
+    """It has keys as soon as one is added, and from then on."""
+    with filled(tmp_path_factory.mktemp("locked")) as service:
+        yield service
 
 
 def fill(client: Any, checkpoint: Path) -> dict[str, list[Any]]:
@@ -251,30 +261,31 @@ def test_the_operator_meets_no_surprise(service: Filled) -> None:
 
 
 @pytest.mark.parametrize("key", [None, "rr_00000000_nonsense"], ids=["no key", "a wrong key"])
-def test_whoever_has_no_key_is_told_nothing_but_that(service: Filled, keyring: Keyring, key: str | None) -> None:
-    keyring.add("alice", Role.ADMIN)
+def test_whoever_has_no_key_is_told_nothing_but_that(locked: Filled, key: str | None) -> None:
+    with suppress(Conflict):  # it has one already
+        locked.keyring.add("operator", Role.ADMIN)
 
-    found = explore(service, "fuzzing", examples=3, key=key)
+    found = explore(locked, "fuzzing", examples=3, key=key)
 
     assert found.told() == ""
     closed = {status for operation, status in found.statuses if operation.partition(" ")[2] not in OPEN}
     assert closed == {401}
 
 
-def test_a_key_that_may_only_read_changes_nothing_and_meets_no_surprise(service: Filled, keyring: Keyring) -> None:
-    _, key = keyring.add("alice", Role.READ)
+def test_a_key_that_may_only_read_changes_nothing_and_meets_no_surprise(locked: Filled) -> None:
+    _, key = locked.keyring.add("reader", Role.READ)
 
-    found = explore(service, "fuzzing", "stateful", examples=5, key=key, ignored_auth=True)
+    found = explore(locked, "fuzzing", "stateful", examples=5, key=key, ignored_auth=True)
 
     assert found.told() == ""
     assert {status for _, status in found.statuses} >= {200, 401, 403, 404, 422}
     assert {status for _, status in found.statuses}.isdisjoint({201, 202})
 
 
-def test_a_key_with_limits_meets_no_surprise(service: Filled, keyring: Keyring) -> None:
-    _, key = keyring.add("alice", Role.WRITE, ("r*", "d", "policy"))
+def test_a_key_with_limits_meets_no_surprise(locked: Filled) -> None:
+    _, key = locked.keyring.add("writer", Role.WRITE, ("r*", "d", "policy"))
 
-    found = explore(service, "fuzzing", "stateful", examples=5, key=key, ignored_auth=True)
+    found = explore(locked, "fuzzing", "stateful", examples=5, key=key, ignored_auth=True)
 
     assert found.told() == ""
     assert {status for _, status in found.statuses} >= {200, 201, 202, 401, 403, 404, 422}
