@@ -34,6 +34,8 @@ from service.store.transaction import Transaction
 
 ELSEWHERE = Decision(Action.SAMPLED, 1.0, "recorded elsewhere")
 JOB = "import"
+JUDGED_AT_ONCE = 1024
+"""Groups of one call: a task for each of a million would take gigabytes."""
 AS_RECORDED = f"{RECORDED}@1"
 
 
@@ -69,7 +71,10 @@ async def import_groups(
     known = await groups.existing(ids)
     first = {group_id: i for i, group_id in reversed(list(enumerate(ids)))}
     fresh = [i for i, group_id in enumerate(ids) if group_id not in known and first[group_id] == i]
-    judged = await asyncio.gather(*(_judge(prompts[i], rows[i], run_name, verify) for i in fresh))
+    judged: list[tuple[Rollout, ...]] = []
+    while len(judged) < len(fresh):
+        part = fresh[len(judged) : len(judged) + JUDGED_AT_ONCE]
+        judged += await asyncio.gather(*(_judge(prompts[i], rows[i], run_name, verify) for i in part))
 
     def commit(tx: Transaction) -> tuple[int, list[StoredGroup]]:
         # Whoever imported the same while these were judged has already stored them.

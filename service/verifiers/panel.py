@@ -15,6 +15,8 @@ from service.verifiers.names import joined
 from service.verifiers.pool import VerifierPool
 from service.verifiers.remote import Line, judgements
 
+QUESTIONS_AT_ONCE = 1024
+"""Of one request: a task for each of a million would take gigabytes."""
 QUESTIONABLE = {Outcome.BAD_REFERENCE, Outcome.TIMEOUT, Outcome.ERROR}
 """What a question that can be judged does not give for an empty completion."""
 
@@ -69,8 +71,12 @@ class Panel:
     async def question_faults(self, prompts: Collection[Prompt]) -> dict[str, str]:
         """Why a prompt can never be judged, by prompt id, for those that cannot: what an empty completion gets. Only
         local verifiers with a canary are asked."""
-        faults = await asyncio.gather(*map(self._question_fault, prompts))
-        return {prompt.id: fault for prompt, fault in zip(prompts, faults, strict=True) if fault}
+        asked = list(prompts)
+        faults: list[str] = []
+        while len(faults) < len(asked):
+            part = asked[len(faults) : len(faults) + QUESTIONS_AT_ONCE]
+            faults += await asyncio.gather(*map(self._question_fault, part))
+        return {prompt.id: fault for prompt, fault in zip(asked, faults, strict=True) if fault}
 
     async def _question_fault(self, prompt: Prompt) -> str:
         for one in self._checks(prompt):
