@@ -27,7 +27,7 @@ from curation.records import (
 from service.collect import Verify
 from service.run_config import Retain, RunConfig
 from service.store.duck import Duck
-from service.store.groups import Groups, PlannedVisit, StoredGroup, add_group, add_visits
+from service.store.groups import Groups, PlannedVisit, StoredGroup, add_group, add_visits, existing_groups
 from service.store.prompts import add_prompts
 from service.store.runs import add_run
 from service.store.transaction import Transaction
@@ -78,7 +78,7 @@ async def import_groups(
 
     def commit(tx: Transaction) -> tuple[int, list[StoredGroup]]:
         # Whoever imported the same while these were judged has already stored them.
-        meanwhile = {i for (i,) in tx.rows("select group_id from groups where list_contains(?, group_id)", [ids])}
+        meanwhile = existing_groups(tx, ids)
         add_run(tx, run, now())
         added = add_prompts(tx, [prompts[i] for i in fresh], run.prompt_set, now()).added
         stored = []

@@ -34,6 +34,8 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Parameters = Sequence[Any] | dict[str, Any]
 
+LISTED = "(select unnest(?::varchar[]))"
+"""What a question holds against a parameter that may be a long list: list_contains would go through it for each row."""
 MOST_PER_COMMIT = 256
 """Writes that share one commit at most."""
 COMMIT_SECONDS = 1.0

@@ -28,7 +28,7 @@ from curation.replay import Then
 from curation.selectors.base import Seen
 from service.run_config import Retain
 from service.stages import NotFound
-from service.store.duck import Duck
+from service.store.duck import LISTED, Duck
 from service.store.prompts import prompt_of
 from service.store.transaction import Row, Transaction
 
@@ -211,8 +211,8 @@ class Groups:
         return [(row["prompt_id"], tuple(row["rewards"])) for row in rows]
 
     async def existing(self, group_ids: Sequence[str]) -> set[str]:
-        rows = await self._duck.read("select group_id from groups where list_contains(?, group_id)", [list(group_ids)])
-        return {row["group_id"] for row in rows}
+        """Those of these that are stored."""
+        return {row["group_id"] for row in await self._duck.read(EXISTING, [list(group_ids)])}
 
 
 IN_SCOPE = "($run is null or run = $run) and ($job is null or job = $job)"
@@ -260,6 +260,14 @@ list({text: text, token_ids: token_ids, logprobs: logprobs, finish_reason: finis
      verifier: verifier, detail: detail} order by idx)
 """
 """The rollouts of a group as one value: what `group_of` takes."""
+
+
+EXISTING = f"select group_id from groups where group_id in {LISTED}"
+
+
+def existing_groups(tx: Transaction, group_ids: Sequence[str]) -> set[str]:
+    """`Groups.existing` inside a transaction."""
+    return {group_id for (group_id,) in tx.rows(EXISTING, [list(group_ids)])}
 
 
 def add_visits(tx: Transaction, visits: Sequence[PlannedVisit], now: datetime) -> None:

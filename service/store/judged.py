@@ -47,11 +47,12 @@ class Judged:
         those where they have them. Of one prompt or some groups only, if named. The bytes of a prompt are with or
         without its reference. Raises StoreFailed for a group that is not whole."""
         scope = {"runs": list(runs), "watermark": watermark, "verifier": verifier, "prompt_id": prompt_id}
-        scope |= {"group_ids": None, "first": None, "last": None}
+        scope |= {"first": None, "last": None}
         if group_ids is not None:
             scope |= {"group_ids": list(group_ids), **self._range_of(group_ids)}
         size = "strlen(p.text) + strlen(p.reference)" if references else "strlen(p.text)"
-        sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size)
+        named = "true" if group_ids is None else NAMED
+        sql = GROUPS.format(digest=DIGEST if digests else "null", prompt_bytes=size, named=named)
         rest = pl.DataFrame()
         for batch in self._duck.scan(sql, scope):
             frame = pl.concat([rest, pl.DataFrame(pa.Table.from_batches([batch]))], how="diagonal")
@@ -126,10 +127,11 @@ left join (select group_id, arg_max(verdicts, seq) as verdicts from rescores
            where seq <= $watermark and ($verifier is null or verdicts[1].verifier = $verifier)
            group by group_id) n on n.group_id = g.group_id
 where g.seq <= $watermark and list_contains($runs, g.run) and ($prompt_id is null or g.prompt_id = $prompt_id)
-  and ($group_ids is null or list_contains($group_ids, g.group_id))
+  and {named}
   and ($first is null or (r.seq between $first and $last and g.seq between $first and $last))
 order by g.seq, r.idx
 """
+NAMED = "g.group_id in (select unnest($group_ids::varchar[]))"
 RANGE = """
 select min(seq) as first, max(seq) as last from groups semi join (select unnest($ids) as group_id) using (group_id)
 """

@@ -9,7 +9,7 @@ from curation.keys import canonical_json
 from curation.recorded import RECORDED
 from curation.records import Prompt
 from service.stages import NotFound
-from service.store.duck import Duck
+from service.store.duck import LISTED, Duck
 from service.store.transaction import Row, Transaction
 
 
@@ -32,7 +32,7 @@ class Prompts:
 
     async def get(self, prompt_ids: Sequence[str]) -> dict[str, Prompt]:
         """The prompts by id. Raises NotFound with the ids that do not exist."""
-        rows = await self._duck.read("select * from prompts where list_contains(?, prompt_id)", [list(prompt_ids)])
+        rows = await self._duck.read(f"select * from prompts where prompt_id in {LISTED}", [list(prompt_ids)])
         found = {row["prompt_id"]: prompt_of(row) for row in rows}
         if missing := [p for p in dict.fromkeys(prompt_ids) if p not in found]:
             raise no_prompts(missing)
@@ -76,11 +76,11 @@ class Prompts:
 def add_prompts(tx: Transaction, prompts: Sequence[Prompt], prompt_set: str, now: datetime) -> Added:
     """`Prompts.add` inside a transaction that does more than that."""
     ids = [prompt.id for prompt in prompts]
-    stored = {i for (i,) in tx.rows("select prompt_id from prompts where list_contains(?, prompt_id)", [ids])}
+    stored = {i for (i,) in tx.rows(f"select prompt_id from prompts where prompt_id in {LISTED}", [ids])}
     members = {
         i
         for (i,) in tx.rows(
-            "select prompt_id from prompt_sets where prompt_set = ? and list_contains(?, prompt_id)",
+            f"select prompt_id from prompt_sets where prompt_set = ? and prompt_id in {LISTED}",
             [prompt_set, ids],
         )
     }

@@ -99,7 +99,7 @@ select g.group_id, g.has_text
 from judged_groups g join (select seq, verifier from rollouts where idx = 0) r using (seq)
 where g.run = $run
   and g.group_id not in (select group_id from rescores where job = $job)
-  and ($prompts is null or list_contains($prompts, g.prompt_id))
+  and ($prompts is null or g.prompt_id in (select unnest($prompts::varchar[])))
   and ($outcomes is null or len(list_intersect(map_keys(g.outcomes), $outcomes)) > 0)
   and ($verifier is null or coalesce(g.verdicts[1].verifier, r.verifier) = $verifier)
 order by g.seq

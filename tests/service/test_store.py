@@ -7,15 +7,18 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from curation.records import Prompt
+from service.parts import utc_now
 from service.stages import StoreFailed
 from service.store.duck import Duck
 from service.store.opening import Locked
+from service.store.prompts import Prompts
 from service.store.transaction import Transaction
 from tests.service.conftest import OpenService
 from tests.service.steps import freeze, prepare, sample
@@ -27,6 +30,24 @@ def member(name: str) -> dict[str, str]:
 
 def members(duck: Duck) -> list[str]:
     return [row["prompt_id"] for row in asyncio.run(duck.read("select prompt_id from prompt_sets order by 1"))]
+
+
+def test_prompts_by_the_ten_thousand_are_known_again_as_fast_as_they_were_added(duck: Duck) -> None:
+    """Nobody else can write meanwhile."""
+    prompts = Prompts(duck)
+    many = [Prompt(f"p_{n:032x}", "2 + 2 =", "4", "numeric", {}) for n in range(40_000)]
+    names = [prompt.id for prompt in many]
+
+    def seconds(work: Callable[[], Coroutine[Any, Any, Any]]) -> float:
+        began = time.monotonic()
+        asyncio.run(work())
+        return time.monotonic() - began
+
+    first = seconds(lambda: prompts.add(many, "s", utc_now()))
+    again = seconds(lambda: prompts.add(many, "s", utc_now()))
+    found = seconds(lambda: prompts.get(names))
+
+    assert max(again, found) < 2 * first + 2
 
 
 def test_a_failing_write_leaves_no_trace_and_spares_its_neighbours(duck: Duck) -> None:
