@@ -59,6 +59,7 @@ class FleetConfig:
 class _Waiting:
     completions: int
     avoid: Worker | None
+    """Not this one, as long as another is live: it is waited for."""
     admitted: asyncio.Future[Worker] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
@@ -125,10 +126,11 @@ class Fleet:
                 self._lose(worker, failure)
             except Overloaded as failure:
                 refused_since = refused_since or time.monotonic()
-                if time.monotonic() - refused_since > self._config.request_seconds:
-                    raise
+                if time.monotonic() - refused_since > (seconds := self._config.request_seconds):
+                    raise EngineFailed(f"refused for {seconds:g} s: {failure}") from failure
                 logger.info("worker %s takes no more: %s", worker, failure)
                 worker.narrow()
+                avoid = worker
                 await asyncio.sleep(OVERLOADED_PAUSE)
             except Fault as failure:
                 logger.warning("worker %s failed a group: %s", worker, failure)
@@ -172,20 +174,25 @@ class Fleet:
             raise
 
     def _admit_waiting(self) -> None:
+        held_up: list[_Waiting] = []
         while self._queue:
-            waiting = self._queue[0]
-            if not waiting.admitted.done():
-                worker = self._least_busy(waiting)
-                if worker is None:
-                    return
+            waiting = self._queue.popleft()
+            if waiting.admitted.done():
+                continue
+            if worker := self._least_busy(waiting):
                 worker.reserve(waiting.completions)
                 waiting.admitted.set_result(worker)
-            self._queue.popleft()
+                continue
+            held_up.append(waiting)
+            if waiting.avoid is None:
+                break
+        self._queue.extendleft(reversed(held_up))
 
     def _least_busy(self, waiting: _Waiting) -> Worker | None:
-        free = [worker for worker in self._workers if worker.has_room(waiting.completions)]
-        elsewhere = [worker for worker in free if worker is not waiting.avoid]
-        return min(elsewhere or free, key=lambda worker: worker.in_flight / worker.window, default=None)
+        live = [worker for worker in self._workers if worker.state is WorkerState.LIVE]
+        elsewhere = [worker for worker in live if worker is not waiting.avoid]
+        free = [worker for worker in elsewhere or live if worker.has_room(waiting.completions)]
+        return min(free, key=lambda worker: worker.in_flight / worker.window, default=None)
 
     # ---- weights
 
