@@ -70,9 +70,9 @@ class Link:
         except ValidationError:
             return answer.decode(errors="replace")
 
-    async def ping(self, path: str) -> None:
+    async def ping(self, path: str, *, seconds: float = CONTROL_SECONDS) -> None:
         """Whatever it says, as long as it says it is well."""
-        await self._call("GET", path, None, CONTROL_SECONDS)
+        await self._call("GET", path, None, seconds)
 
     async def ask(self, path: str, body: dict[str, Any], shape: TypeAdapter[Answer], *, seconds: float) -> Answer:
         """The answer in its shape. Raises Fault for any other shape."""

@@ -22,7 +22,7 @@ from service.engines.addresses import Kind, WorkerSpec
 from service.engines.base import WorkerState, WorkerView
 from service.engines.dialects.base import Ask, Dialect, Facts, Said
 from service.engines.dialects.known import DIALECTS, recognise
-from service.engines.link import Fault, Link, Unreachable
+from service.engines.link import CONTROL_SECONDS, Fault, Link, Unreachable
 from service.engines.merging import merged_folder
 from service.engines.process import EngineProcess
 from service.engines.tokens import CANARY_PROMPT, Tokens
@@ -235,7 +235,7 @@ class Worker:
 
     async def knock(self) -> None:
         """Raises Unreachable where nobody is at home."""
-        await self._admins[0].ping("/v1/models")
+        await self._admins[0].ping("/v1/models", seconds=min(CONTROL_SECONDS, self._request_seconds))
 
     async def probe(self) -> None:
         """Raises EngineFailed unless the engine is alive and still has the weights we gave it."""

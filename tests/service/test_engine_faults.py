@@ -1,15 +1,24 @@
 """Engines that die, stand still, lie, or come and go around a real service: that costs time, no group and no label."""
 
+import asyncio
 import json
+import signal
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, asynccontextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from curation.keys import seed_for
+from service.checkpoints import EMBEDDED, open_folder
+from service.engines.addresses import WorkerSpec
+from service.engines.base import Sampled, WorkerState, WorkerView
+from service.engines.fleet import Fleet
+from service.run_config import Sampling
+from service.stages import EngineFailed
+from tests.engines.conftest import fleet_of
 from tests.processes import Service, serving
 from tests.service.engine_server import EngineServer, Trouble, running_engines, said
 from trainers.client import Refinery, RefineryError
@@ -94,6 +103,24 @@ def again(client: Refinery, run: str, count: int) -> Any:
     return client.post(f"/v1/runs/{run}/rollouts", {"prompts": ids[:count]})
 
 
+def begin_endless(client: Refinery, run: str, *engines: EngineServer) -> Any:
+    """A job that is well under way, until it is ended."""
+    for engine in engines:
+        engine.told(seconds=0.1)
+    client.wait(begin(client, run, 1))
+    job = client.post(f"/v1/runs/{run}/rollouts", {"passes": 1000})
+    until_more(client, run)
+    return job
+
+
+def end(client: Refinery, job: Any) -> int:
+    """Stops the job; how many groups its run has."""
+    until_more(client, job["on"])
+    client.delete(f"/v1/jobs/{job['id']}")
+    client.wait(job)
+    return stored(client, job["on"])
+
+
 def stored(client: Refinery, run: str) -> int:
     """Groups."""
     return int(client.get(f"/v1/runs/{run}")["funnel"]["rollouts"]) // 4
@@ -120,6 +147,32 @@ def assert_whole(client: Refinery, run: str, count: int, failed: int = 0) -> set
             assert member["logprobs"] == [-group["policy_version"]] * 4
             assert [span["version"] for span in member["weight_versions"]] == [group["policy_version"]]
     return {group["policy_version"] for group in groups}
+
+
+SEEDS = range(4)
+SAMPLING = Sampling(n=4, max_tokens=16)
+
+
+def answers(seeds: Sequence[int]) -> list[str]:
+    return [f"<answer>{said(seed)}</answer>" for seed in seeds]
+
+
+@asynccontextmanager
+async def loaded(scratch: Path, *engines: EngineServer) -> AsyncIterator[Fleet]:
+    """A fleet at version 1, of our own: so its patience can be short."""
+    specs = [WorkerSpec(url=engine.url) for engine in engines]
+    fleet = fleet_of(*specs, scratch=scratch, request_seconds=REQUEST_SECONDS, patience_seconds=2.0)
+    try:
+        await fleet.load(open_folder(EMBEDDED), 1)
+        yield fleet
+    finally:
+        await fleet.close()
+
+
+async def until_live(fleet: Fleet) -> None:
+    async with asyncio.timeout(60):
+        while any(view.state is not WorkerState.LIVE for view in fleet.workers()):  # noqa: ASYNC110 - as users see it
+            await asyncio.sleep(0.05)
 
 
 # ---- engines that lie
@@ -158,3 +211,126 @@ def test_what_no_engine_answers_as_it_should_is_not_stored_and_says_why(
         engine.told(generate=Trouble.NONE)
     fleet.client.wait(again(fleet.client, run, 4))
     assert_whole(fleet.client, run, 4, failed=4)
+
+
+# ---- engines that die or stand still
+
+
+def test_one_engine_and_then_both_are_killed_and_everything_goes_on_when_they_are_back(fleet: Attached) -> None:
+    job = begin_endless(fleet.client, "killed", *fleet.engines)
+
+    fleet.engines[0].send(signal.SIGKILL)
+    fleet.until("down", "live")
+    until_more(fleet.client, "killed")
+    fleet.engines[1].send(signal.SIGKILL)
+    fleet.until("down", "down")
+    for engine in fleet.engines:
+        engine.start()
+    fleet.until("live", "live")
+    groups = end(fleet.client, job)
+
+    assert_whole(fleet.client, "killed", groups)
+
+
+def test_nobody_waits_for_an_engine_that_stays_away_and_it_is_taken_up_when_it_returns(tmp_path: Path) -> None:
+    async def scene(engine: EngineServer) -> tuple[str, str, Sampled]:
+        async with loaded(tmp_path, engine) as fleet:
+            engine.send(signal.SIGKILL)
+            with pytest.raises(EngineFailed) as failed:
+                await fleet.sample("2 + 2 =", SAMPLING, SEEDS)
+            with pytest.raises(EngineFailed) as unready:
+                assert fleet.policy_version
+            await asyncio.to_thread(engine.start)
+            await until_live(fleet)
+            return str(failed.value), str(unready.value), await fleet.sample("2 + 2 =", SAMPLING, SEEDS)
+
+    with running_engines(1) as [engine]:
+        failed, unready, sampled = asyncio.run(scene(engine))
+
+    assert "no worker was live for 2 s" in failed
+    assert "no worker is live" in unready
+    assert [completion.text for completion in sampled.completions_G] == answers(SEEDS)
+
+
+def test_a_job_goes_on_without_an_engine_that_stands_still_and_with_it_when_it_moves_again(fleet: Attached) -> None:
+    """It takes connections still: only deadlines tell."""
+    job = begin_endless(fleet.client, "still", *fleet.engines)
+
+    fleet.engines[0].send(signal.SIGSTOP)
+    fleet.until("down", "live")
+    reason = fleet.workers()[0]["reason"]
+    until_more(fleet.client, "still")
+    fleet.engines[0].send(signal.SIGCONT)
+    fleet.until("live", "live")
+    answered = [worker["answered"] for worker in fleet.workers()]
+    until(lambda: all(now["answered"] > then for now, then in zip(fleet.workers(), answered, strict=True)))
+    groups = end(fleet.client, job)
+
+    assert f"no answer in {REQUEST_SECONDS:g} s" in reason
+    assert_whole(fleet.client, "still", groups)
+
+
+# ---- weights
+
+
+def publish(client: Refinery) -> Any:
+    return client.wait(client.post("/v1/policies/policy/versions", {"checkpoint": str(EMBEDDED)}))["result"]
+
+
+def test_weights_that_one_engine_cannot_load_are_live_on_the_other_and_every_label_is_right(fleet: Attached) -> None:
+    live = fleet.client.get("/v1/policies/policy")["live"]
+    job = begin_endless(fleet.client, "half-updated", *fleet.engines)
+
+    fleet.engines[0].told(update=Trouble.ERROR)
+    published = publish(fleet.client)
+    until(lambda: "out of memory" in fleet.workers()[0]["reason"])
+    until_more(fleet.client, "half-updated")
+    fleet.engines[0].told(update=Trouble.NONE)
+    fleet.until("live", "live")
+    groups = end(fleet.client, job)
+
+    assert published["version"] == live + 1
+    assert [worker["url"] for worker in published["left_out"]] == [fleet.engines[0].url]
+    assert assert_whole(fleet.client, "half-updated", groups) == {live, live + 1}
+    assert [worker["version"] for worker in fleet.workers()] == [live + 1] * 2
+
+
+def test_weights_that_no_engine_can_load_change_nothing(fleet: Attached) -> None:
+    live = fleet.client.get("/v1/policies/policy")["live"]
+    job = begin_endless(fleet.client, "not-updated", *fleet.engines)
+
+    for engine in fleet.engines:
+        engine.told(update=Trouble.UNAVAILABLE)
+    with pytest.raises(RefineryError, match="no worker could load"):
+        publish(fleet.client)
+    for engine in fleet.engines:
+        engine.told(update=Trouble.NONE)
+    fleet.until("live", "live")
+    groups = end(fleet.client, job)
+
+    assert fleet.client.get("/v1/policies/policy")["live"] == live
+    assert assert_whole(fleet.client, "not-updated", groups) == {live}
+
+
+def test_weights_that_one_engine_never_has_loaded_are_live_on_the_other_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.engines.dialects.sglang.LOAD_SECONDS", 2.0)
+
+    async def scene(hanging: EngineServer, other: EngineServer) -> tuple[list[WorkerView], list[Sampled]]:
+        async with loaded(tmp_path, hanging, other) as fleet:
+            hanging.told(update=Trouble.SILENCE)
+            await fleet.load(open_folder(EMBEDDED), 2)
+            views = fleet.workers()
+            sampled = [await fleet.sample("2 + 2 =", SAMPLING, SEEDS)]
+            hanging.told(update=Trouble.NONE)
+            await until_live(fleet)
+            return views, sampled + await asyncio.gather(*(fleet.sample("2 + 2 =", SAMPLING, SEEDS) for _ in range(8)))
+
+    with running_engines(2) as engines:
+        views, sampled = asyncio.run(scene(*engines))
+
+    assert [(view.state, view.version) for view in views] == [(WorkerState.DOWN, None), (WorkerState.LIVE, 2)]
+    assert "update_weights_from_disk: no answer in 2 s" in views[0].reason
+    assert {one.policy_version for one in sampled} == {2}
+    assert {completion.logprobs_T for one in sampled for completion in one.completions_G} == {(-2.0,) * 4}
