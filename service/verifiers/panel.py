@@ -31,7 +31,8 @@ class Panel:
         self._models = models or pool
         self._lines: dict[str, Line] = {}
         self.tally: Counter[tuple[str, Outcome]] = Counter()
-        """Verdicts since the start, by label and outcome."""
+        """Verdicts since the start, by outcome and by who judged, with revisions and without options and weights: of
+        those there is no end."""
         self.waiting = 0
         """Completions that are being judged, or wait for it."""
         self.blind: dict[str, str] = {}
@@ -55,13 +56,15 @@ class Panel:
         VerifierFailed where no verdict can be reached at all."""
         self.waiting += len(texts)
         try:
-            for one in self._checks(prompt):
+            checks = self._checks(prompt)
+            for one in checks:
                 self._used.add(one.verifier)
                 await self._sees(one.verifier).wait()
-            verdicts = await self._judge(self._checks(prompt), texts, run)
+            verdicts = await self._judge(checks, texts, run)
         finally:
             self.waiting -= len(texts)
-        self.tally.update((verdict.verifier, verdict.outcome) for verdict in verdicts)
+        judges = "+".join(one.check.label.partition("?")[0] for one in checks)
+        self.tally.update((judges, verdict.outcome) for verdict in verdicts)
         return verdicts
 
     async def try_out(self, prompt: Prompt, texts: Sequence[str]) -> list[Verdict]:

@@ -81,6 +81,19 @@ def test_no_label_is_what_somebody_sent(client: TestClient) -> None:
     assert "secret" not in client.get("/metrics").text.lower()
 
 
+def test_options_of_verifiers_make_no_series_of_their_own(client: TestClient) -> None:
+    text = [{"text": "4"}]
+    for n in range(5):
+        verifier = f"{n + 1}*numeric + math?decimals={n}"
+        row = {"prompt": "2 + 2 =", "reference": "4", "verifier": verifier, "rollouts": text}
+        answer = client.post("/v1/rollouts/import?run=r", json=[row])
+        assert answer.status_code == 201, answer.text
+
+    found = [name for name in measured(client) if name[0] == "refinery_verdicts_total"]
+
+    assert found == [("refinery_verdicts_total", "scored", "numeric@1+math@2")]
+
+
 def test_an_error_that_nobody_foresaw_is_counted_as_one(client: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:
     async def broken(_: Runs) -> None:
         raise RuntimeError
