@@ -96,6 +96,8 @@ class Link:
                 content = await _whole(response, where)
         except TimeoutError as error:
             raise Unreachable(f"{where}: no answer in {seconds:g} s") from error
+        except aiohttp.ClientConnectorDNSError as error:
+            raise NotConnected(f"{where}: {error.host} is no name that anybody knows: {error.strerror}") from error
         except aiohttp.ClientConnectorError as error:
             raise NotConnected(f"{where}: {os.strerror(error.os_error.errno or 0).lower()}") from error
         except (aiohttp.ClientError, OSError) as error:

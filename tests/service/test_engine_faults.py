@@ -3,9 +3,10 @@
 import asyncio
 import json
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, asynccontextmanager
+from contextlib import AbstractContextManager, asynccontextmanager, closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,8 +21,9 @@ from service.run_config import Sampling
 from service.stages import EngineFailed
 from tests.engines.conftest import fleet_of
 from tests.processes import Service, serving
-from tests.service.engine_server import EngineServer, Trouble, running_engines, said
+from tests.service.engine_server import EngineServer, Line, Trouble, Way, running_engines, said
 from trainers.client import Refinery, RefineryError
+from trainers.launch import running_service
 
 REQUEST_SECONDS, PATIENCE_SECONDS = 2.0, 12.0
 PROMPTS = [{"prompt": f"2 + 2 = (asked {n} times)", "reference": "4", "verifier": "numeric"} for n in range(120)]
@@ -334,3 +336,97 @@ def test_weights_that_one_engine_never_has_loaded_are_live_on_the_other_in_the_e
     assert "update_weights_from_disk: no answer in 2 s" in views[0].reason
     assert {one.policy_version for one in sampled} == {2}
     assert {completion.logprobs_T for one in sampled for completion in one.completions_G} == {(-2.0,) * 4}
+
+
+# ---- ways to an engine that come and go
+
+
+NAME = "engine.test"
+APART = """
+mount --bind "$0/hosts" /etc/hosts && mount --bind "$0/nsswitch.conf" /etc/nsswitch.conf && exec "$@"
+"""
+"""Names are what the file says, and nobody else is asked."""
+
+
+class Reached(NamedTuple):
+    """A service that reaches its only engine by a name, over a line."""
+
+    client: Refinery
+    engine: EngineServer
+    line: Line
+    hosts: Path
+    """What the service takes for ``/etc/hosts``."""
+
+    def name(self, *names: str) -> None:
+        self.hosts.write_text(" ".join(("127.0.0.1", "localhost", *names)) + "\n")
+
+    @property
+    def worker(self) -> Any:
+        [worker] = self.client.get("/v1/workers")
+        return worker
+
+    def until(self, state: str) -> None:
+        until(lambda: self.worker["state"] == state)
+
+
+@pytest.fixture(scope="module")
+def reached(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Reached]:
+    folder = tmp_path_factory.mktemp("service")
+    (folder / "nsswitch.conf").write_text("hosts: files\n")
+    (folder / "hosts").touch()
+    leash = ["unshare", "--mount", "sh", "-c", APART, str(folder)]
+    if subprocess.run([*leash, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nobody here may have names of their own")
+    leash = ["env", f"REFINERY_ENGINE_REQUEST_SECONDS={REQUEST_SECONDS}", *leash]
+    with running_engines(1) as [engine], closing(Line(engine.port)) as line:
+        line.become(Way.OPEN)
+        (folder / "hosts").write_text(f"127.0.0.1 localhost {NAME}\n")
+        at = ("--engine-url", f"http://{NAME}:{line.port}")
+        log = folder / "service.log"
+        with running_service(folder / "data", *at, log=log, leash=leash) as url, Refinery(url) as client:
+            client.add_prompts(PROMPTS, "s")
+            yield Reached(client, engine, line, folder / "hosts")
+
+
+def test_a_line_that_flaps_costs_time_and_no_group(reached: Reached) -> None:
+    reached.engine.told(seconds=0.5)
+    job = begin(reached.client, "flapping", len(PROMPTS))
+
+    for way in (Way.RESET, Way.REFUSED):
+        until_more(reached.client, "flapping")
+        reached.line.become(way)
+        reached.until("down")
+        reached.line.become(Way.OPEN)
+        reached.until("live")
+    reached.client.wait(job)
+
+    assert_whole(reached.client, "flapping", len(PROMPTS))
+
+
+def test_an_engine_whose_name_is_gone_for_a_while_is_found_again(reached: Reached) -> None:
+    reached.name()
+    reached.until("down")
+    reason = reached.worker["reason"]
+    job = begin(reached.client, "nameless", FEW)
+    until(lambda: reached.client.get(f"/v1/jobs/{job['id']}")["state"] == "running")
+    waiting = stored(reached.client, "nameless")
+
+    reached.name(NAME)
+    reached.client.wait(job)
+
+    assert waiting == 0
+    assert f"{NAME} is no name that anybody knows: Name or service not known" in reason
+    assert_whole(reached.client, "nameless", FEW)
+
+
+def test_an_only_engine_that_stands_still_for_longer_than_its_requests_may_take_loses_no_group(
+    reached: Reached,
+) -> None:
+    job = begin_endless(reached.client, "only", reached.engine)
+
+    reached.engine.send(signal.SIGSTOP)
+    reached.until("down")
+    reached.engine.send(signal.SIGCONT)
+    groups = end(reached.client, job)
+
+    assert_whole(reached.client, "only", groups)
