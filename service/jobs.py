@@ -1,6 +1,7 @@
 """Long work: accepted at once, done in the background, told as events, resumed after a restart.
 
 - A job's state is its newest stored event; a final state is never left.
+- Jobs are in the order in which they were asked for, whatever the clock did meanwhile.
 - Every job that was accepted comes to a final state, if need be after a restart; while the store fails it waits, and
   goes on as after a restart.
 - Cancelling stops *asking*: what is already sampling is finished and stored. A job that was told to stop stops after a
@@ -14,7 +15,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from enum import StrEnum, auto
 from typing import Any, Protocol
 from weakref import WeakValueDictionary
@@ -157,12 +158,15 @@ class JobBoard:
         self._jobs: dict[str, Job] = {}
         self._ended: deque[str] = deque()
         """The last that ended, which somebody may be about to ask for."""
+        self._newest: datetime | None = None
+        """When the last job was made."""
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
         self._changed = asyncio.Condition()
 
     async def resume(self) -> list[str]:
         """Takes up the jobs that an earlier process left unfinished, oldest first; returns their ids."""
+        self._newest = max((job.created_at for job in await self._log.newest(1, None)), default=None)
         self._jobs = {job.id: job for job in await self._log.unfinished()}
         for job in self._jobs.values():
             job.cancel_requested = any(event.data.get(CANCEL_REQUESTED) for event in job.events)
@@ -180,7 +184,7 @@ class JobBoard:
                 self._jobs[known.id] = known
                 self._start(known)
             return known
-        now = self._now()
+        self._newest = now = self._later_than_all()
         job = Job(job_id, kind, run, request, now, [JobEvent(1, JobState.QUEUED, {}, now)])
         self._refuse_too_many(job.on)
         self._jobs[job_id] = job
@@ -249,6 +253,11 @@ class JobBoard:
         if waiting.total() >= MOST_UNFINISHED:
             detail = f"{waiting.total()} jobs wait already: come again"
             raise Overloaded("too_many_jobs", detail, unfinished=waiting.total(), retry_after=30)
+
+    def _later_than_all(self) -> datetime:
+        """Now, or just after the last job where the clock was set back: by that time jobs are taken up."""
+        now = self._now()
+        return now if self._newest is None else max(now, self._newest + timedelta(microseconds=1))
 
     def _start(self, job: Job) -> None:
         self._task(self._do(job))
