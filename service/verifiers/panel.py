@@ -56,10 +56,10 @@ class Panel:
         VerifierFailed where no verdict can be reached at all."""
         self.waiting += len(texts)
         try:
-            checks = self._checks(prompt)
-            for one in checks:
+            for one in self._checks(prompt):
                 self._used.add(one.verifier)
                 await self._sees(one.verifier).wait()
+            checks = self._checks(prompt)  # of what sees by now
             verdicts = await self._judge(checks, texts, run)
         finally:
             self.waiting -= len(texts)
