@@ -3,6 +3,7 @@
 import asyncio
 import io
 import json
+import re
 from collections.abc import Callable, Iterator
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -19,6 +20,8 @@ from service.stages import Invalid
 CODINGS = ("gzip", "zstd")
 MOST_ROWS = 1_000_000
 """In one body: what is made of a row takes memory, and what is said about one that is none, however short they are."""
+MOST_ROW_BYTES = 32 << 20
+"""In JSON: while Python reads one, nothing else goes on."""
 MOST_REPORTED = 100
 """Rejected rows listed in an answer."""
 
@@ -130,6 +133,8 @@ def _parse(content_type: str, body: bytes, limit_bytes: int) -> Iterator[Any]:
 
 
 def _json_line(line: bytes) -> Any:
+    if len(line) > MOST_ROW_BYTES:
+        return ValueError(f"a row in JSON has at most {MOST_ROW_BYTES >> 20} MiB")
     try:
         return json.loads(line)
     except (ValueError, RecursionError) as error:
@@ -137,13 +142,38 @@ def _json_line(line: bytes) -> Any:
 
 
 def _json_list(body: bytes) -> Iterator[Any]:
+    """Row by row: while Python reads a whole list, nothing else in the process goes on."""
     try:
-        rows = json.loads(body)
+        text = body.decode(json.detect_encoding(body), "surrogatepass")
+        at = _after_space(text, 0)
+        if not text.startswith("[", at):
+            json.loads(text[at : at + MOST_ROW_BYTES])
+            raise Invalid("not_a_list", "the body must be a JSON list of rows")
+        at = _after_space(text, at + 1)
+        is_over = text.startswith("]", at)
+        while not is_over:
+            row, at = _DECODER.raw_decode(text, at)
+            yield row
+            at = _after_space(text, at)
+            is_over = text.startswith("]", at)
+            if not is_over:
+                if not text.startswith(",", at):
+                    raise json.JSONDecodeError("Expecting ',' delimiter", text, at)
+                at = _after_space(text, at + 1)
+        if (end := _after_space(text, at + 1)) < len(text):
+            raise json.JSONDecodeError("Extra data", text, end)
     except (ValueError, RecursionError) as error:
         raise Invalid("not_json", f"the body is not JSON: {error}") from None
-    if not isinstance(rows, list):
-        raise Invalid("not_a_list", "the body must be a JSON list of rows")
-    yield from rows
+
+
+_DECODER = json.JSONDecoder()
+_SPACE = re.compile(r"[ \t\n\r]*")
+
+
+def _after_space(text: str, at: int) -> int:
+    found = _SPACE.match(text, at)
+    assert found  # be it nothing
+    return found.end()
 
 
 def _parquet(body: bytes, limit_bytes: int) -> Iterator[Any]:

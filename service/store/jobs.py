@@ -7,7 +7,7 @@ from typing import Any
 
 from curation.keys import canonical_json
 from service.jobs import Job, JobEvent, JobKind, JobState
-from service.store.duck import Duck
+from service.store.duck import LISTED, Duck
 from service.store.transaction import Row, Transaction
 
 
@@ -65,7 +65,7 @@ class Jobs:
             row["job"]: Job(row["job"], JobKind(row["kind"]), row["run"], json.loads(row["request"]), row["created_at"])
             for row in await self._duck.read(sql, parameters)
         }
-        events = "select * from job_events where list_contains(?, job) order by job, seq"
+        events = f"select * from job_events where job in {LISTED} order by job, seq"
         for row in await self._duck.read(events, [list(jobs)]) if jobs else ():
             jobs[row["job"]].events.append(_event_of(row))
         return list(jobs.values())
