@@ -18,7 +18,7 @@ from importlib.metadata import version
 from typing import Any
 
 from service.verifiers.base import Question, Rule, dialogue
-from service.verifiers.rewards import RangeOptions
+from service.verifiers.rewards import RangeOptions, number
 
 TASK = "task"
 """Metadata that holds the row."""
@@ -159,7 +159,7 @@ async def _reward(rubric: Any, func: Callable[..., Any], state: Any) -> float:
     takes = inspect.signature(func).parameters
     takes_all = any(one.kind is one.VAR_KEYWORD for one in takes.values())
     said = func(**{name: value for name, value in given.items() if takes_all or name in takes})
-    return float(await said if inspect.isawaitable(said) else said)
+    return number(await said if inspect.isawaitable(said) else said)
 
 
 class _InThisProcess(Executor):

@@ -8,7 +8,7 @@ import asyncio
 import inspect
 
 from service.verifiers.base import BadReference, Question, Rule, dialogue
-from service.verifiers.rewards import RangeOptions
+from service.verifiers.rewards import RangeOptions, number
 from service.verifiers.worker import function_at
 
 REFERENCES = ("reference", "solution", "answer", "ground_truth")
@@ -37,6 +37,7 @@ def judging(function: str) -> Rule:
         [reward] = runner.run(said) if inspect.iscoroutine(said) else said
         if reward is None:
             raise BadReference("the function has no reward for this prompt")
-        return options.scaled(float(reward)), f"{float(reward):g}"
+        value = number(reward)
+        return options.scaled(value), f"{value:g}"
 
     return judge

@@ -17,7 +17,7 @@ from curation.records import Outcome
 from service.shares import Shares
 from service.urls import shown
 from service.verifiers.base import Judgement, OutOfTime, Question, dialogue, storable
-from service.verifiers.rewards import ChatRewardOptions, rewarded, scored
+from service.verifiers.rewards import ChatRewardOptions, number, rewarded, scored
 
 AT_ONCE = 64
 """Requests to one server."""
@@ -153,7 +153,7 @@ class NemoGym:
         asked = {"input": [{"role": "user", "content": question.prompt, "type": "message"}]}
         body = {"expected_answer": question.reference} | question.metadata
         answer = await line.post("/verify", body | {"responses_create_params": asked, "response": response})
-        return scored(float(answer["reward"]), str(answer.get("extracted_answer") or ""))
+        return scored(number(answer["reward"]), str(answer.get("extracted_answer") or ""))
 
 
 class RewardModel:
@@ -215,4 +215,4 @@ def _score(entry: Any) -> float:
     [value] = [entry[key] for key in ("data", "probs", "embedding", "score") if key in entry]
     while isinstance(value, list):
         [value] = value
-    return float(value)
+    return number(value)

@@ -5,7 +5,7 @@ the same, and makes a score difference of two what Bradley and Terry mean by it.
 """
 
 import math
-from typing import Self
+from typing import Any, Self
 
 from pydantic import model_validator
 
@@ -40,6 +40,13 @@ class RewardOptions(Options):
 class ChatRewardOptions(RewardOptions):
     chat: bool = False
     """Prompt and completion are put into the model's chat template, instead of one after the other."""
+
+
+def number(said: Any) -> float:
+    """What a plug-in gave for a reward. Raises TypeError for text, whatever it spells."""
+    if isinstance(said, str | bytes):
+        raise TypeError(f"the verifier gave {said!r}, which is no number")
+    return float(said)
 
 
 def rewarded(score: float, text: str, options: RewardOptions) -> Judgement:

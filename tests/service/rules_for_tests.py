@@ -2,6 +2,7 @@
 
 import ctypes
 import os
+import signal
 import time
 from typing import Any
 
@@ -25,6 +26,12 @@ def segfaults(question: Question, text: str) -> tuple[float, str]:
 
 def exits(question: Question, text: str) -> tuple[float, str]:
     os._exit(3)
+
+
+def kills_itself(question: Question, text: str) -> tuple[float, str]:
+    """As a machine without memory would."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return 1.0, text
 
 
 def says_none(question: Question, text: str) -> tuple[Any, str]:
@@ -65,6 +72,26 @@ def trl_raises(completions: list[str], **columns: Any) -> list[float]:
 
 def trl_large(completions: list[str], **columns: Any) -> list[float]:
     return [7.0]
+
+
+def trl_huge(completions: list[str], **columns: Any) -> list[float]:
+    return [1e308]
+
+
+def trl_nan(completions: list[str], **columns: Any) -> list[float]:
+    return [float("nan")]
+
+
+def trl_text(completions: list[str], **columns: Any) -> list[str]:
+    return ["1"]
+
+
+def trl_many(completions: list[str], **columns: Any) -> list[float]:
+    return [1.0, 1.0]
+
+
+def trl_nothing(completions: list[str], **columns: Any) -> None:
+    pass
 
 
 # ---- rules that have gone blind

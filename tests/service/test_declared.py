@@ -77,6 +77,11 @@ def test_trls_own_reward_function_works_as_it_is() -> None:
         (f"{HERE}:trl_none", Outcome.BAD_REFERENCE, "no reward for this prompt"),
         (f"{HERE}:trl_raises", Outcome.ERROR, "ZeroDivisionError"),
         (f"{HERE}:trl_large", Outcome.ERROR, "the verifier gave the reward 7.0"),
+        (f"{HERE}:trl_huge", Outcome.ERROR, "the verifier gave the reward 1e+308"),
+        (f"{HERE}:trl_nan", Outcome.ERROR, "the verifier gave the reward nan"),
+        (f"{HERE}:trl_text", Outcome.ERROR, "'1', which is no number"),
+        (f"{HERE}:trl_many", Outcome.ERROR, "ValueError"),
+        (f"{HERE}:trl_nothing", Outcome.ERROR, "TypeError"),
         ("nowhere:f", Outcome.ERROR, "No module named 'nowhere'"),
     ],
 )
@@ -85,6 +90,28 @@ def test_a_reward_function_that_fails_gives_no_reward(function: str, outcome: Ou
 
     assert (verdict.outcome, verdict.reward) == (outcome, None)
     assert detail in verdict.detail
+
+
+def test_what_no_reward_function_says_is_no_group_to_learn_from(open_service: OpenService) -> None:
+    """Half of the prompts have a verifier that is well."""
+    liars = ("raises", "none", "large", "huge", "nan", "text", "many", "nothing")
+    declared = tuple(parse_declared(f"{liar}=function:{HERE}:trl_{liar}") for liar in liars)
+    prompts = [{"prompt": f"mixed {n}", "reference": "4", "verifier": name} for n in range(3) for name in liars]
+    good = [{"prompt": f"mixed {n}", "reference": "4", "verifier": "numeric"} for n in range(24)]
+    with open_service(verifier=declared) as client:
+        assert client.post("/v1/prompts?set=s", json=prompts + good).status_code == 201
+        run = {"name": "r", "policy": "policy", "prompt_set": "s", "sampling": {"n": 8}, "retain": "all"}
+        client.post("/v1/runs", json=run)
+        job = finish(client, client.post("/v1/runs/r/rollouts", json={"passes": 1}).json())
+        groups = client.get("/v1/groups?run=r&limit=100").json()["items"]
+        frozen = client.post("/v1/datasets", json={"name": "d", "recipe": {"runs": ["r"]}}).json()
+        rows = client.get("/v1/datasets/d@1/rows").json()["rows"]
+
+    funnel = job["result"]["funnel"]
+    assert (funnel["unscored"], funnel["failed"]) == (24, 0)
+    assert funnel["outcomes"]["error"] + funnel["outcomes"]["bad_reference"] == 24 * 8
+    assert sorted(len(group["rewards"]) for group in groups) == [0] * 24 + [8] * 24
+    assert (len(rows), frozen["manifest"]["verifiers"]) == (funnel["informative"], {"numeric@1": funnel["informative"]})
 
 
 def test_parts_are_weighted_and_one_that_fails_takes_the_reward() -> None:
@@ -302,6 +329,7 @@ def test_an_answer_without_end_is_an_error_and_fills_no_memory(monkeypatch: pyte
         ([{"nothing": 1}], "something else: ValueError"),
         ([{"embedding": [1.0, 2.0]}], "something else: ValueError"),
         ([{"embedding": [float("nan")]}], "the score nan"),
+        ([{"embedding": ["1"]}], "something else: TypeError"),
         ("t", "something else: ValueError"),
     ],
 )
