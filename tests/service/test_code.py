@@ -3,18 +3,21 @@
 import asyncio
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pyseccomp
 import pytest
 
+from benchmarks.faults.processes import descendants
 from curation.records import Outcome, Prompt, Verdict
 from service import bubblewrap
 from service.verifiers.catalogue import Catalogue
@@ -234,6 +237,48 @@ def _is_boxed(process: Path) -> bool:
         return "/program.py" in (process / "cmdline").read_text() and "tests" not in (process / "cmdline").read_text()
     except OSError:
         return False
+
+
+@pytest.fixture
+def alone() -> Iterator[Panel]:
+    """With one worker, which has judged nothing yet."""
+    pool = VerifierPool(workers=1, limits=Limits(wall_seconds=60.0, cpu_seconds=5.0, memory_bytes=2 << 30))
+    yield Panel(Catalogue(), pool)
+    pool.close()
+
+
+@pytest.mark.parametrize(("how", "ends_as"), [(signal.SIGKILL, Outcome.ERROR), (signal.SIGSTOP, Outcome.TIMEOUT)])
+@pytest.mark.parametrize("whose", ["program", "tests"])
+def test_a_sandbox_that_somebody_kills_or_stops_makes_no_zero(
+    alone: Panel, whose: str, how: signal.Signals, ends_as: Outcome
+) -> None:
+    slow = "import time\ndef add(a, b):\n    time.sleep(1.5)\n    return a + b"
+    programs = (slow, "def add(a, b): return a + b", "def add(a, b): return a - b")
+    with ThreadPoolExecutor(1) as thread:
+        judging = thread.submit(judge, alone, *programs, verifier="code?seconds=6", **ADD)
+        while not (_boxes_of("program") and _boxes_of("tests")):
+            time.sleep(0.05)
+        time.sleep(1.0)  # it is called by now
+        os.kill(_boxes_of(whose)[-1], how)
+        verdicts = judging.result()
+
+    assert [told(verdict) for verdict in verdicts] == [(ends_as, None), RIGHT, WRONG]
+
+
+def test_tests_whose_sandbox_was_killed_while_they_waited_are_begun_anew(alone: Panel) -> None:
+    judge(alone, "def add(a, b): return a + b", **ADD)
+    os.kill(_boxes_of("tests")[-1], signal.SIGKILL)
+    time.sleep(0.5)
+
+    verdicts = judge(alone, "def add(a, b): return b + a", "def add(a, b): return a", **ADD)
+
+    assert [told(verdict) for verdict in verdicts] == [RIGHT, WRONG]
+
+
+def _boxes_of(whose: str) -> list[int]:
+    """The processes of a sandbox of ours, outermost first: that of the program or that of the tests."""
+    below = descendants(os.getpid())
+    return [one.pid for one in below if one.command.split(bytes(1))[-3:-1] == [b"/program.py", whose.encode()]]
 
 
 OUTSIDE = """

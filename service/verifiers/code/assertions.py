@@ -91,7 +91,7 @@ class _TestsBox:
         self._task: dict[str, Any] = {}
 
     def box(self, sandbox: Sandbox, task: dict[str, Any]) -> Box:
-        if self._box is None or task != self._task:
+        if self._box is None or task != self._task or not self._box.is_running:
             self.end()
             self._box, self._task = sandbox.start(boxed_source(), ["tests"], TESTS_LIMITS), task
         return self._box

@@ -70,6 +70,10 @@ class Box:
     def __exit__(self, *_: object) -> None:
         self.end()
 
+    @property
+    def is_running(self) -> bool:
+        return self._process.poll() is None
+
     def send(self, data: bytes, deadline: float) -> None:
         """Raises TimeoutError, and BrokenPipeError when nobody reads any more."""
         os.set_blocking(self._in.fileno(), False)
