@@ -512,14 +512,33 @@ def test_a_question_whose_process_is_killed_again_needs_too_much(stored: Path) -
     assert asyncio.run(ask()) == "sql_out_of_memory"
 
 
-def kill(data: Path, part: int) -> None:
+@pytest.mark.parametrize("part", [0, -1], ids=["the container", "the process in it"])
+def test_a_question_whose_process_stands_still_ends_in_time(stored: Path, part: int) -> None:
+    async def ask() -> float:
+        async with opened(stored, processes=1) as console:
+            assert await asked(console, "select 1") == [[1]]
+            began = time.monotonic()
+            asking = asyncio.ensure_future(asked(console, ENDLESS, seconds=2))
+            await asyncio.sleep(0.5)
+            kill(stored, part, signal.SIGSTOP)
+            with pytest.raises(TimedOut):
+                await asking
+            lasted = time.monotonic() - began
+            assert await asked(console, "select 2") == [[2]]
+            return lasted
+
+    assert asyncio.run(ask()) < 3
+    assert left_of(stored) == set()
+
+
+def kill(data: Path, part: int, how: signal.Signals = signal.SIGKILL) -> None:
     """One of the processes that a container is made of."""
     below = sorted(map(int, containers_of(data)))
     for pid in below:
         below += [int(child) for child in _read(Path(f"/proc/{pid}/task/{pid}/children")).split()]
     if below:
         with contextlib.suppress(ProcessLookupError):
-            os.kill(list(dict.fromkeys(below))[part], signal.SIGKILL)
+            os.kill(list(dict.fromkeys(below))[part], how)
 
 
 def left_of(data: Path) -> set[str]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.faults.processes import descendants
 from curation.records import Outcome, Prompt, Verdict
 from service.stages import VerifierFailed
 from service.verifiers.base import Question, Rule
@@ -223,6 +224,55 @@ def test_whatever_a_worker_is_at_its_end_costs_no_verdict(victim: str, kills: in
     assert [verdict.reward for verdict in verdicts] == [1.0, 1.0]
 
 
+@pytest.mark.parametrize(("seconds", "outcome"), [(0.5, Outcome.SCORED), (5.0, Outcome.TIMEOUT)])
+def test_a_worker_that_stands_still_costs_its_check_at_most(seconds: float, outcome: Outcome) -> None:
+    mine = VerifierPool(workers=1, limits=Limits(wall_seconds=2.0, cpu_seconds=5.0, memory_bytes=2 << 30))
+    sleeper = Check("sleeper@1", "tests.service.rules_for_tests:sleeps", Question("?", ""))
+
+    async def stop_while_it_sleeps() -> tuple[int, list[Verdict]]:
+        await mine.verify(sleeper, ["0"])
+        [worker] = mine.pids
+        checking = asyncio.create_task(mine.verify(sleeper, ["0.7", "0.01"]))
+        await asyncio.sleep(0.3)
+        os.kill(worker, signal.SIGSTOP)
+        await asyncio.wait({checking}, timeout=seconds)
+        if not checking.done():
+            os.kill(worker, signal.SIGCONT)
+        return worker, await checking
+
+    try:
+        worker, [stopped, behind] = asyncio.run(stop_while_it_sleeps())
+        is_gone = not Path(f"/proc/{worker}").exists()
+        was_replaced = worker not in mine.pids
+    finally:
+        mine.close()
+
+    assert (stopped.outcome, stopped.reward) == (outcome, 1.0 if outcome is Outcome.SCORED else None)
+    assert behind.reward == 1.0
+    assert was_replaced == is_gone == (outcome is Outcome.TIMEOUT)
+
+
+@pytest.mark.parametrize("rule", ["kills_itself", "exits"])
+def test_nothing_is_left_of_hundreds_of_workers_that_ended(pool: VerifierPool, rule: str) -> None:
+    hostile = Check("hostile@1", f"tests.service.rules_for_tests:{rule}", Question("?", ""))
+    kind = Check("kind@1", "tests.service.rules_for_tests:sleeps", Question("?", ""))
+
+    def kept() -> tuple[int, int]:
+        return len(os.listdir("/proc/self/fd")), len(descendants(os.getpid()))
+
+    asyncio.run(pool.verify(hostile, ["0"]))
+    [before] = asyncio.run(pool.verify(kind, ["0"]))
+    files, processes = kept()
+    ended = pool.restarts
+    verdicts = asyncio.run(pool.verify(hostile, [str(number) for number in range(150)]))
+    [after] = asyncio.run(pool.verify(kind, ["0"]))
+
+    assert {(verdict.outcome, verdict.reward) for verdict in verdicts} == {(Outcome.ERROR, None)}
+    assert pool.restarts - ended == 150 * (2 if rule == "kills_itself" else 1)  # who was killed is tried once more
+    assert (before.reward, after.reward) == (1.0, 1.0)
+    assert kept() == (files, processes)
+
+
 def test_many_groups_at_once_keep_order_and_identity(panel: Panel) -> None:
     async def all_at_once() -> Any:
         prompts = [Prompt(str(i), "?", str(i), "numeric") for i in range(50)]
@@ -252,7 +302,7 @@ def test_whatever_a_rule_raises_is_an_error_and_never_a_zero(error: Exception) -
     assert (judged.outcome, judged.reward) == (Outcome.ERROR, None)
 
 
-@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -0.1, 1.1, None, "1", True])
+@pytest.mark.parametrize("reward", [float("nan"), float("inf"), -0.1, 1.1, 1e308, None, "1", True])
 def test_a_reward_that_is_none_is_an_error(reward: Any) -> None:
     judged = judge(lambda question, text: (reward, ""), Question("?", "18"), "18")
 
