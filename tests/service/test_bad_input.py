@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from typing import Any
+from urllib.parse import quote
 
 import polars as pl
 import pytest
@@ -195,6 +196,55 @@ def test_a_senseless_run_is_refused(client: TestClient, change: dict[str, Any]) 
 
     assert (answer.status_code, answer.json()["code"]) == (422, "invalid_request")
     assert client.get("/v1/runs").json() == []
+
+
+NO_NAMES = {
+    "nothing": "",
+    "a way up": "../r",
+    "a way down": "a/b",
+    "a hidden file": ".r",
+    "NUL": "r\0",
+    "a new line": "r\n",
+    "10 KB": "r" * 10_240,
+    "a letter that looks like another": "\u0430dmin",
+    "wide letters": "\uff52",
+    "letters from right to left": "r\u202e",
+    "a dash that is none": "r\u2010",
+    "half a character": "r\ud800",
+}
+
+
+@pytest.mark.parametrize("name", NO_NAMES.values(), ids=NO_NAMES)
+def test_what_is_no_name_is_refused_wherever_a_name_is_asked_for(client: TestClient, name: str) -> None:
+    prepare(client)
+    before = everything(client)
+    asked: list[tuple[str, Any]] = [
+        *(("/v1/runs", GRESO_RUN | {field: name}) for field in ("name", "policy", "prompt_set")),
+        ("/v1/policies", {"name": name, "checkpoint": "/nowhere"}),
+        ("/v1/datasets", {"name": name, "recipe": {"runs": ["r"]}}),
+        ("/v1/runs/r/leases", {"groups": 1, "consumer": name}),
+        *((f"{path}={quote(name, errors='surrogatepass')}", [GOOD]) for path in NAMED_IN_THE_QUERY),
+    ]
+
+    headers = {"content-type": "application/json"}
+    answers = [client.post(path, content=json.dumps(body), headers=headers) for path, body in asked]
+
+    assert [(answer.status_code, answer.json()["code"]) for answer in answers] == [(422, "invalid_request")] * len(
+        asked
+    )
+    assert everything(client) == before
+
+
+NAMED_IN_THE_QUERY = ("/v1/prompts?set", "/v1/rollouts/import?run")
+
+
+@pytest.mark.parametrize("name", [name for name in NO_NAMES.values() if name], ids=[key for key in NO_NAMES][1:])
+def test_what_is_no_name_names_nothing(client: TestClient, name: str) -> None:
+    told = quote(name, safe="", errors="surrogatepass")
+
+    for path in ("/v1/runs/", "/v1/policies/", "/v1/datasets/", "/v1/jobs/", "/v1/groups/", "/v1/leases/"):
+        answer = client.get(path + told)
+        assert (answer.status_code, answer.headers["content-type"]) == (404, "application/problem+json"), answer.text
 
 
 def test_a_run_of_an_unknown_policy_is_refused(client: TestClient) -> None:
