@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import polars as pl
 import pytest
 
@@ -158,6 +159,23 @@ def test_a_port_that_is_taken_and_data_that_is_in_use_are_clear_errors(tmp_path:
     assert "another service has" in second.stderr
     assert taken.returncode != 0
     assert "in use" in taken.stderr
+
+
+def test_a_folder_of_a_newer_program_is_refused_with_what_to_do_and_left_as_it_is(tmp_path: Path) -> None:
+    with serving(tmp_path / "data"):
+        pass
+    store = tmp_path / "data" / "store.duckdb"
+    with duckdb.connect(str(store)) as connection:
+        connection.execute("update meta set value = '99' where name = 'schema'")
+    before = store.read_bytes()
+
+    ended = refinery("serve", "--data", str(tmp_path / "data"), "--port", "0", cwd=tmp_path)
+
+    assert ended.returncode == 1
+    assert "the store has schema 99" in ended.stderr
+    assert "or a newer one" in ended.stderr
+    assert "Traceback" not in ended.stderr
+    assert store.read_bytes() == before
 
 
 @pytest.mark.parametrize(

@@ -1,19 +1,28 @@
 """Publishing: a version is live when the engine reports it, and its label is on everything it sampled."""
 
 import asyncio
+import os
 import shutil
 import threading
+import time
+from collections import Counter
 from pathlib import Path
 
 import pytest
+import torch
 from fastapi.testclient import TestClient
 
 from service.checkpoints import EMBEDDED
 from service.stages import Conflict
 from service.store.answers import Answers
 from service.store.policies import Policies, PolicyVersion
+from tests.engines.conftest import write_checkpoint
+from tests.engines.reference import logprobs
+from tests.processes import serving
 from tests.service.conftest import OpenService
 from tests.service.steps import GRESO_RUN, finish, prepare, sample
+from trainers.client import Refinery, RefineryError
+from trainers.tasks import LEVELS, distinct
 
 
 def publish(client: TestClient, checkpoint: Path, **headers: str) -> dict[str, object]:
@@ -49,6 +58,60 @@ def test_a_policy_whose_checkpoint_is_gone_keeps_no_service_from_starting(
         body = {"checkpoint": str(folder)}
         assert finish(client, client.post("/v1/policies/examined/versions", json=body).json())["state"] == "done"
         assert client.get("/readyz").json() == {"policies": {"policy": 1, "examined": 2}}
+
+
+def test_weights_that_change_under_a_running_job_are_those_that_every_label_names(tmp_path: Path) -> None:
+    """Checkpoints that cannot be loaded change nothing; of one that can, each token has the logprob that it gives."""
+    other = write_checkpoint(tmp_path / "other", lambda _, weight: weight * (1 + 0.05 * torch.sin(weight * 1000)))
+    wide = write_checkpoint(tmp_path / "wide", lambda _, weight: torch.cat([weight, weight]))
+    truncated = shutil.copytree(EMBEDDED, tmp_path / "truncated")
+    os.truncate(truncated / "model.safetensors", 100_000)
+    problems = distinct(LEVELS[3], 40, seed=0, held_out=False)
+    run = {"name": "r", "policy": "policy", "prompt_set": "s", "sampling": {"n": 4, "max_tokens": 64}, "retain": "all"}
+    with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+
+        def published(checkpoint: Path) -> str:
+            try:
+                job = client.post("/v1/policies/policy/versions", {"checkpoint": str(checkpoint)})
+                return str(client.wait(job)["result"]["version"])
+            except RefineryError as refused:
+                return refused.code
+
+        def versions() -> Counter[int]:
+            return Counter(group["policy_version"] for group in client.groups("r"))
+
+        client.add_prompts((problem.as_prompt() for problem in problems), "s")
+        client.post("/v1/runs", run | {"batch": {"groups": 10, "prompts": 10, "least": 10}})
+        job = client.post("/v1/runs/r/rollouts", {"passes": 1000})
+        while versions()[1] < 20:
+            time.sleep(0.05)
+        refused = [published(checkpoint) for checkpoint in (tmp_path / "nowhere", truncated, wide)]
+        live = client.get("/v1/policies/policy")["live"]
+        told = published(other)
+        while versions()[2] < 20:
+            time.sleep(0.05)
+        client.delete(f"/v1/jobs/{job['id']}")
+        client.wait(job)
+        texts = {prompt["id"]: prompt["prompt"] for prompt in client.prompts("s")}
+        of_version = {version: [g for g in client.groups("r") if g["policy_version"] == version] for version in (1, 2)}
+        seen = [
+            client.get(f"/v1/groups/{g['id']}") for groups in of_version.values() for g in groups[:10] + groups[-10:]
+        ]
+
+    assert refused == ["checkpoint_not_found", "checkpoint_damaged", "checkpoint_differs"]
+    assert (live, told) == (1, "2")
+    folders = {1: EMBEDDED, 2: other}
+    for group in seen:
+        for member in group["members"]:
+            [span] = member["weight_versions"]
+            assert (span["version"], span["end"]) == (group["policy_version"], member["tokens"])
+            of = {
+                version: logprobs(folder, texts[group["prompt_id"]], tuple(member["token_ids"]))
+                for version, folder in folders.items()
+            }
+            reported = torch.tensor(member["logprobs"], dtype=torch.float64)
+            right, wrong = of.pop(group["policy_version"]), next(iter(of.values()))
+            assert (right - reported).abs().max() < 1e-4 < (wrong - reported).abs().max()
 
 
 def test_a_repeated_publication_with_one_key_is_one_version(client: TestClient, checkpoint: Path) -> None:
