@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import httpx2
 import polars as pl
 import pytest
 
@@ -27,6 +28,11 @@ RUN = {
     "selector": {"kind": "greso"},
     "sampling": {"n": 4, "max_tokens": 80},
     "batch": {"groups": 16, "prompts": 24},
+}
+RECORDED = {
+    "reference": "2",
+    "verifier": "recorded",
+    "rollouts": [{"text": "2", "reward": 1.0}, {"text": "3", "reward": 0.0}],
 }
 
 
@@ -176,6 +182,32 @@ def test_a_folder_of_a_newer_program_is_refused_with_what_to_do_and_left_as_it_i
     assert "or a newer one" in ended.stderr
     assert "Traceback" not in ended.stderr
     assert store.read_bytes() == before
+
+
+def test_data_in_use_stays_in_use_whatever_the_service_reads_of_it(tmp_path: Path) -> None:
+    """Neither its own lock nor DuckDB's is lost to a backup, a check or a download."""
+    rows = [RECORDED | {"prompt": f"{n} + 1 ="} for n in range(40)]
+    with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+        client.import_groups(rows[:20], "r")
+        client.post("/v1/store/compact", {})
+        urls = [service.url + url for url in frozen(client)["urls"].values()]
+        assert client.get("/v1/store/check") == {"damages": []}
+        for url in (f"{service.url}/v1/store/backup", *urls):
+            assert httpx2.get(url).raise_for_status().content
+
+        second = refinery("serve", "--data", str(tmp_path / "data"), "--port", "0", cwd=tmp_path)
+        connect = f"import duckdb; duckdb.connect({str(tmp_path / 'data' / 'store.duckdb')!r})"
+        another = subprocess.run([sys.executable, "-c", connect], capture_output=True, text=True, check=False)
+        client.import_groups(rows[20:], "r")
+        service.end(signal.SIGKILL)
+    with serving(tmp_path / "data") as again, Refinery(again.url) as client:
+        groups = list(client.groups("r"))
+
+    assert second.returncode == 1
+    assert f"open (process {service.process.pid})" in second.stderr
+    assert another.returncode != 0
+    assert "Conflicting lock is held" in another.stderr
+    assert len(groups) == len({group["prompt_id"] for group in groups}) == len(rows)
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,8 @@ DuckDB's own lock, and a second writer then loses committed rows silently.
 """
 
 import fcntl
+import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
 
@@ -27,15 +29,26 @@ def take_lock(path: Path) -> TextIO:
     """Of the store whose database this is, for as long as the file is open. Raises Locked."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_suffix(".lock").open("a")
+        lock = path.with_suffix(".lock").open("a+")
     except OSError as error:
         raise StoreFailed(f"nothing can be written to {path.parent}: {error}; choose another --data") from error
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        lock.close()
-        raise Locked(f"another service has {path.parent} open; stop it or choose another --data") from None
+        with lock:
+            lock.seek(0)
+            holder = lock.read().strip()
+        told = f" (process {holder})" if holder else ""
+        raise Locked(f"another service has {path.parent} open{told}; stop it or choose another --data") from None
+    _sign(lock)
     return lock
+
+
+def _sign(lock: TextIO) -> None:
+    """For whoever wants it meanwhile. A disk without room for a number is full, but no reason of this one's."""
+    with suppress(OSError):
+        os.ftruncate(lock.fileno(), 0)
+        os.write(lock.fileno(), f"{os.getpid()}\n".encode())
 
 
 def opened(path: Path, memory_mib: int | None, segments: Segments) -> tuple[OpenStore, Layout]:
