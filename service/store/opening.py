@@ -58,11 +58,21 @@ def opened(path: Path, memory_mib: int | None, segments: Segments) -> tuple[Open
     with stage(StoreFailed, f"{path} cannot be opened, nothing was changed, and {help}"):
         connection = duckdb.connect(str(path), config=config)
         try:
+            connection.execute("pragma disable_checkpoint_on_shutdown")  # what is refused is left as it is
+            _read_all(connection)
             layout, schemas = prepare(connection, segments)
+            connection.execute("pragma enable_checkpoint_on_shutdown")
         except BaseException:
             connection.close()
             raise
     return OpenStore(connection, schemas, segments), layout
+
+
+def _read_all(connection: duckdb.DuckDBPyConnection) -> None:
+    """DuckDB looks at a block when somebody reads it: one that has changed must be found here, and not in the middle of
+    the work. There is never much that is not sealed."""
+    for schema, table in connection.execute("select schema_name, table_name from duckdb_tables()").fetchall():
+        connection.execute(f"select bit_xor(hash(t)) from {schema}.{table} t")
 
 
 def commits_of(connection: duckdb.DuckDBPyConnection) -> int:

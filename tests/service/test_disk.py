@@ -1,8 +1,9 @@
-"""A real service on a real disk that fills up, or that nobody may write to."""
+"""A real service on a real disk that fills up, that nobody may write to, or that gives back something else."""
 
 import json
 import os
 import shutil
+import signal
 import subprocess
 import time
 from collections.abc import Iterator
@@ -14,12 +15,13 @@ import pytest
 
 from tests.processes import Service, serving
 from tests.service.steps import GRESO_RUN
-from tests.test_command import decided, prompts_file, refinery
+from tests.test_command import RECORDED, decided, prompts_file, refinery
 from trainers.client import Refinery
 
 KIB, PAGE, MIB = 1 << 10, 1 << 12, 1 << 20
 ROWS = [{"prompt": f"{n} + 1 = {' ' * KIB}", "reference": str(n + 1)} for n in range(1000)]
 """More than the room that is left in the last page of a file."""
+GROUPS = [RECORDED | {"prompt": f"{n} + 1 ="} for n in range(40)]
 
 
 @pytest.fixture
@@ -96,6 +98,65 @@ def test_a_disk_that_is_full_for_a_while_costs_time_and_nothing_else(disk: Path,
         assert not list((disk / "data" / "datasets").glob("*.part"))
         assert client.add_prompts(ROWS, "s")["added"] == len(ROWS)
         assert client.post("/v1/datasets", {"name": "d", "recipe": {"runs": ["r"], "seed": 1}})["version"] == 1
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
+    """The folder of a service that was killed, and its groups: half of them are sealed, half in the log."""
+    data = tmp_path_factory.mktemp("killed") / "data"
+    with serving(data) as service, Refinery(service.url) as client:
+        client.import_groups(GROUPS[:20], "r")
+        client.post("/v1/store/compact", {})
+        client.import_groups(GROUPS[20:30], "r")
+        client.import_groups(GROUPS[30:], "r")
+        found = [group["id"] for group in client.groups("r")]
+        service.end(signal.SIGKILL)
+    return data, found
+
+
+def found_by_a_service(data: Path) -> list[str]:
+    """The groups of a folder, to which those that it lacks are imported again."""
+    with serving(data) as service, Refinery(service.url) as client:
+        found = [group["id"] for group in client.groups("r")]
+        assert client.get("/v1/store/check") == {"damages": []}
+        assert client.import_groups(GROUPS, "r")["groups"] == len(GROUPS) - len(found)
+    return found
+
+
+def test_a_log_that_was_cut_is_taken_up_to_the_cut_by_itself(killed: tuple[Path, list[str]], tmp_path: Path) -> None:
+    whole, groups = killed
+    data = shutil.copytree(whole, tmp_path / "data")
+    log = data / "store.duckdb.wal"
+    os.truncate(log, log.stat().st_size - 100)
+
+    found = found_by_a_service(data)
+
+    assert found == groups[:30]
+
+
+@pytest.mark.parametrize("name", ["store.duckdb", "store.duckdb.wal"])
+def test_a_file_that_changed_is_named_and_left_until_somebody_restores(
+    killed: tuple[Path, list[str]], tmp_path: Path, name: str
+) -> None:
+    whole, groups = killed
+    data = shutil.copytree(whole, tmp_path / "data")
+    content = bytearray((data / name).read_bytes())
+    content[8 if name == "store.duckdb" else -100] ^= 1
+    (data / name).write_bytes(content)
+
+    refused = refinery("serve", "--data", str(data), "--port", "0", cwd=tmp_path)
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert f"{data}/store.duckdb cannot be opened, nothing was changed" in refused.stderr
+    assert "Traceback" not in refused.stderr
+    assert (data / name).read_bytes() == content
+    restored = refinery("store", "restore", "--data", str(data), cwd=tmp_path)
+    assert restored.returncode == 0, restored.stderr
+    [aside] = data.glob("damaged-*")
+    assert (aside / name).read_bytes() == content
+
+    found = found_by_a_service(data)
+
+    assert found == groups[: 30 if name == "store.duckdb.wal" else 20]
 
 
 def test_a_folder_that_nobody_may_write_to_is_refused_with_the_reason(disk: Path, tmp_path: Path) -> None:

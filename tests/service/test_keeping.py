@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections.abc import Iterator
 from datetime import datetime
 from pathlib import Path
 
@@ -29,10 +30,25 @@ def put(duck: Duck, name: str, rows: int = 20) -> None:
     duck.write_now(lambda tx: tx.insert("prompt_sets", members))
 
 
-def sets(duck: Duck) -> list[int]:
+def sets(duck: Duck, of: int = 20) -> list[int]:
     rows = asyncio.run(duck.read("select prompt_set, count(*) as n from prompt_sets group by 1"))
-    assert {row["n"] for row in rows} <= {20}
+    assert {row["n"] for row in rows} <= {of}
     return sorted(int(row["prompt_set"]) for row in rows)
+
+
+def flip(file: Path, rng: random.Random, start: int = 0) -> None:
+    """One bit."""
+    at = rng.randrange(start, file.stat().st_size)
+    with file.open("r+b") as changed:
+        changed.seek(at)
+        byte = changed.read(1)[0]
+        changed.seek(at)
+        changed.write(bytes([byte ^ 1 << rng.randrange(8)]))
+
+
+def files_of(data: Path) -> dict[str, bytes]:
+    """What is stored there."""
+    return {str(path): path.read_bytes() for path in data.rglob("*") if path.is_file() and path.suffix != ".lock"}
 
 
 def test_a_backup_of_a_busy_service_restores_to_a_whole_store(open_service: OpenService, tmp_path: Path) -> None:
@@ -90,16 +106,21 @@ def test_a_backup_cannot_write_outside_its_folder(tmp_path: Path) -> None:
     assert list(tmp_path.rglob("escaped")) == []
 
 
+def sealed_files(duck: Duck) -> Iterator[tuple[Path, str]]:
+    """With their tables. The store seals by itself, too: which segment has what depends on when it did."""
+    for segment in duck.layout.manifest.segments:
+        yield from ((duck.segments.path(segment, table), table) for table in segment.files)
+
+
 def test_a_check_names_a_segment_that_changed(open_service: OpenService) -> None:
     with open_service() as client:
         store = client.app_state["parts"].store  # type: ignore[attr-defined]
         prepare(client)
         sample(client, groups=20)
         store.sealer.seal()
-        segment = store.duck.layout.manifest.segments[0]
-        visits = store.duck.segments.path(segment, "visits")
-        visits.write_bytes(visits.read_bytes().replace(b"PAR1", b"PAR2"))
-        store.duck.segments.path(segment, "jobs").unlink()
+        files = {table: path for path, table in sealed_files(store.duck)}
+        files["visits"].write_bytes(files["visits"].read_bytes().replace(b"PAR1", b"PAR2"))
+        files["jobs"].unlink()
 
         found = "\n".join(client.get("/v1/store/check").json()["damages"])
 
@@ -158,17 +179,14 @@ def test_a_damaged_log_is_refused_and_saved_up_to_the_damage(tmp_path: Path) -> 
     size = (whole / "store.duckdb.wal").stat().st_size
     rng = random.Random(3)
     fewest = 60
-    for attempt in range(10):
+    for attempt in range(30):
         data = tmp_path / str(attempt)
         shutil.copytree(whole, data)
-        at = rng.randrange(size // 20, size)
-        with (data / "store.duckdb.wal").open("r+b") as log:
-            log.seek(at)
-            byte = log.read(1)[0]
-            log.seek(at)
-            log.write(bytes([byte ^ 1 << rng.randrange(8)]))
+        flip(data / "store.duckdb.wal", rng, size // 20)
+        before = files_of(data)
         with pytest.raises(StoreFailed, match="refinery store restore"):
             Duck(data / "store.duckdb")
+        assert files_of(data) == before
 
         duck, told = rescue(data, NOW)
 
@@ -186,19 +204,52 @@ def test_a_damaged_log_is_refused_and_saved_up_to_the_damage(tmp_path: Path) -> 
 def test_a_log_that_ends_anywhere_opens_with_what_was_committed_before(tmp_path: Path) -> None:
     whole = tmp_path / "whole"
     duck = Duck(whole / "store.duckdb")
-    for i in range(10):
+    ends = []
+    for i in range(20):
         put(duck, str(i))
+        ends.append((whole / "store.duckdb.wal").stat().st_size)
     shutil.copytree(whole, tmp_path / "copied")  # of a running store: as a power cut would leave it
     duck.close()
-    size = (tmp_path / "copied" / "store.duckdb.wal").stat().st_size
-    for attempt, part in enumerate((0.2, 0.5, 0.9)):
+    rng = random.Random(4)
+    for attempt, end in enumerate([*rng.sample(range(ends[-1]), 30), *rng.sample(ends, 3)]):
         data = tmp_path / str(attempt)
         shutil.copytree(tmp_path / "copied", data)
-        os.truncate(data / "store.duckdb.wal", int(size * part))
+        os.truncate(data / "store.duckdb.wal", end)
         duck = Duck(data / "store.duckdb")
-        found = sets(duck)
-        assert found == list(range(len(found)))
+        assert sets(duck) == [i for i, at in enumerate(ends) if at <= end]
         duck.close()
+
+
+def test_a_bit_that_flips_in_the_database_is_found_when_it_is_opened_or_changes_nothing(tmp_path: Path) -> None:
+    """Also in rows, which DuckDB itself would look at only when somebody asks for them."""
+    whole = tmp_path / "whole"
+    duck = Duck(whole / "store.duckdb")
+    for i in range(20):
+        put(duck, str(i))
+        if i == 9:
+            Sealer(duck).seal()
+    duck.close()
+    rng = random.Random(5)
+    refused = []
+    for attempt in range(30):
+        data = tmp_path / str(attempt)
+        shutil.copytree(whole, data)
+        flip(data / "store.duckdb", rng)
+        before = files_of(data)
+        try:
+            duck = Duck(data / "store.duckdb")
+        except StoreFailed as failure:
+            refused.append(str(failure))
+            assert files_of(data) == before
+            duck, _ = rescue(data, NOW)
+            assert sets(duck) == list(range(10))
+        else:
+            assert sets(duck) == list(range(20))
+            assert list(damages(duck, data / "datasets")) == []
+        duck.close()
+
+    assert len(refused) > 10
+    assert all("refinery store restore" in told for told in refused)
 
 
 def test_a_database_that_cannot_be_read_is_made_anew_from_its_segments(tmp_path: Path) -> None:
