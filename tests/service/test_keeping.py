@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import itertools
 import os
 import random
 import shutil
@@ -9,18 +10,26 @@ import subprocess
 import sys
 import tarfile
 import threading
+from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
+from hashlib import sha256
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from service.stages import Conflict, Invalid, StoreFailed
 from service.store.duck import Duck
 from service.store.keeping import damages, rescue, restore
 from service.store.sealing import Sealer
+from tests.processes import serving
 from tests.service.conftest import OpenService
+from tests.service.hub_server import TOKEN, running_hub
 from tests.service.steps import freeze, prepare, sample
+from tests.test_command import RECORDED
+from trainers.client import Refinery
 
 NOW = datetime.fromisoformat("2026-01-01")
 
@@ -73,6 +82,70 @@ def test_a_backup_of_a_busy_service_restores_to_a_whole_store(open_service: Open
         again = client.get(frozen["urls"]["train.parquet"])
         assert again.headers["etag"].strip('"') in str(frozen["manifest"])
         sample(client, groups=5)
+
+
+OPENS = ("strace", "-D", "-f", "-qq", "--seccomp-bpf", "-e", "trace=open,openat,openat2,creat,link,linkat", "-o")
+
+
+def test_copies_made_while_rollouts_come_in_are_whole_and_nobody_opens_the_database_for_them(tmp_path: Path) -> None:
+    """A backup, a push to the Hub and downloads at once; strace sees every file that the service's processes open."""
+    calls = tmp_path / "calls"
+    tried = (
+        subprocess.run([*OPENS, str(calls), "true"], capture_output=True, check=False)
+        if shutil.which("strace")
+        else None
+    )
+    if tried is None or tried.returncode:
+        pytest.skip("strace may not trace here")
+    rows = [RECORDED | {"prompt": f"{n} + 1 ="} for n in range(100_000)]
+    stop = threading.Event()
+
+    def come_in(url: str) -> None:
+        with Refinery(url) as client:
+            for start in itertools.count(100, 10):
+                client.import_groups(rows[start : start + 10], "r")
+                if stop.is_set():
+                    return
+
+    def opened() -> list[str]:
+        return [line for line in calls.read_text().splitlines() if 'store.duckdb"' in line]
+
+    with running_hub() as hub, ThreadPoolExecutor(4) as at_once:
+        told = {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(tmp_path / "hf")}
+        with (
+            serving(tmp_path / "data", under=(*OPENS, str(calls)), environment=told) as service,
+            Refinery(service.url) as client,
+        ):
+            before = len(opened())
+            client.import_groups(rows[:100], "r")
+            frozen = client.post("/v1/datasets", {"name": "d", "recipe": {"runs": ["r"]}})
+            acknowledged = {group["id"] for group in client.groups("r")}
+            coming = at_once.submit(come_in, service.url)
+            backup = at_once.submit(httpx2.get, f"{service.url}/v1/store/backup", timeout=60)
+            pushed = at_once.submit(lambda: client.wait(client.post("/v1/datasets/d@1/push", {"repo_id": "a/b"})))
+            files = {name: httpx2.get(service.url + url).content for name, url in frozen["urls"].items()}
+            tar = backup.result().raise_for_status().content
+            commit = pushed.result()["result"]["commit"]
+            stop.set()
+            coming.result()
+            groups = {group["id"] for group in client.groups("r")}
+            assert client.get("/v1/store/check") == {"damages": []}
+            assert 0 < before == len(opened())
+
+    sums = {name: file["sha256"] for name, file in frozen["manifest"]["files"].items()}
+    there = hub.repositories["a/b"].commits[commit]
+    assert {name: sha256(files[name]).hexdigest() for name in sums} == sums
+    assert sha256(there["train.parquet"]).hexdigest() == sums["train.parquet"]
+    duck = restore(tmp_path / "restored", io.BytesIO(tar))
+    sealed: Counter[str] = Counter()
+    for segment in duck.layout.manifest.segments:
+        sealed.update({table: file.rows for table, file in segment.files.items()})
+    assert {table: rows for table, rows in duck.counts().items() if rows} == sealed
+    assert list(damages(duck, tmp_path / "restored" / "datasets")) == []
+    restored = {row["group_id"] for row in asyncio.run(duck.read("select group_id from groups"))}
+    duck.close()
+    assert acknowledged <= restored <= groups
+    assert acknowledged < groups
 
 
 def test_a_backup_that_is_not_whole_is_refused_and_leaves_no_folder(open_service: OpenService, tmp_path: Path) -> None:
