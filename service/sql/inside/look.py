@@ -43,7 +43,8 @@ class Look:
     def __init__(self) -> None:
         config = {"threads": "1", "memory_limit": "256MB", "temp_directory": ""}
         self._parser = duckdb.connect(":memory:", config=config)
-        names = self._parser.execute("select view_name from duckdb_views() where internal").fetchall()
+        # The parameter makes DuckDB import what it converts values with, which takes longer than most questions do.
+        names = self._parser.execute("select view_name from duckdb_views() where internal = ?", [True]).fetchall()
         self._system = {name.lower() for (name,) in names}
 
     def __call__(self, sql: str, views: Sequence[str]) -> list[str]:
