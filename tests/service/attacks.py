@@ -134,7 +134,7 @@ LOOKING = {
     "passwords": r"""open('/etc/shadow').read()""",
     "a home": r"""__import__('os').listdir('/root')""",
     "homes": r"""__import__('os').listdir('/home')""",
-    "the service's environment": r"""[open(f'/proc/{p}/environ').read() for p in (1, 2)] != ['', ''] and 1/0""",
+    "the service's environment": r"""1 / len(open('/proc/1/environ').read())""",
     "the loopback": r"""__import__('socket').create_connection(('127.0.0.1', PORT), 2)""",
     "a unix socket": r"""__import__('socket').socket(__import__('socket').AF_UNIX)""",
     "writing": r"""open('/usr/bin/x', 'w')""",
@@ -153,7 +153,7 @@ LOOKING = {
     "a key ring": r"""__import__('ctypes').CDLL(None).syscall(250, 0, -3, 1) >= 0 or 1/0""",
     "an I/O ring": r"""__import__('ctypes').CDLL(None).syscall(425, 1, bytes(200)) >= 0 or 1/0""",
     "a kernel program": r"""__import__('ctypes').CDLL(None).syscall(321, 5, bytes(200), 120) >= 0 or 1/0""",
-    "processes outside": r"""[__import__('os').kill(p, 0) for p in range(20, 400000)]""",
+    "processes outside": r"""1 / len([p for p in __import__('os').listdir('/proc') if p.isdigit() and int(p) > 20])""",
     "a name server": r"""__import__('socket').getaddrinfo('example.org', 80)""",
     "a set-user-id program": r"""__import__('subprocess').run(['/usr/bin/su', '-c', 'id'], check=True, timeout=3)""",
 }

@@ -26,8 +26,10 @@ from service.verifiers.code.sandbox import NoSandbox, find
 from service.verifiers.panel import Panel
 from service.verifiers.pool import VerifierPool
 from service.verifiers.worker import Limits
+from tests.processes import serving, until_unready
 from tests.service.attacks import FORGED, HOSTILE, LOOKING
 from tests.service.conftest import OpenService
+from trainers.client import Refinery, RefineryError
 
 try:
     find(None, unsafe=False)
@@ -224,6 +226,38 @@ def test_the_environment_of_the_service_is_not_inside(panel: Panel) -> None:
     assert "REFINERY" not in verdict.detail
 
 
+PRYING = """
+import glob
+def seen():
+    found = ""
+    for path in glob.glob("/proc/*/environ") + glob.glob("/proc/*/cmdline"):
+        try:
+            found += open(path).read()
+        except OSError:
+            pass
+    return found
+"""
+
+
+def test_no_program_finds_what_the_service_was_started_with(tmp_path: Path) -> None:
+    secret = "hf_what_nobody_may_see"
+    tests = {"test_list": [f"assert {secret!r} in seen()"]}
+    texts = [PRYING, f"def seen(): return {secret!r}"]
+    row = {"prompt": "Look.", "reference": "", "verifier": "code", "metadata": tests}
+    with (
+        serving(tmp_path / "data", environment={"HF_TOKEN": secret}) as service,
+        Refinery(service.url) as client,
+    ):
+        client.import_groups([row | {"rollouts": [{"text": text} for text in texts]}], "r")
+        [group] = client.groups("r")
+        prying, knowing = client.get(f"/v1/groups/{group['id']}")["members"]
+
+    assert (knowing["outcome"], knowing["reward"]) == ("scored", 1.0)
+    assert (prying["outcome"], prying["reward"]) == ("scored", 0.0), prying["detail"]
+    assert prying["detail"].startswith("0 of 1 tests")
+    assert secret not in prying["detail"]
+
+
 def test_nothing_is_left_behind(panel: Panel) -> None:
     judge(panel, *HOSTILE.values(), verifier="code?seconds=8", **ADD)
 
@@ -325,6 +359,49 @@ def test_without_a_sandbox_code_is_refused_where_prompts_are_added(open_service:
 
     assert answer.json()["code"] == "rows_rejected"
     assert "--unsafe-local-code" in answer.json()["detail"]
+
+
+ROW = {"prompt": "Write add.", "reference": "", "verifier": "code", "metadata": ADD}
+GROUP = ROW | {"rollouts": [{"text": f"def add(a, b): return a {sign} b"} for sign in "+-"]}
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with a program that is right and one that is wrong."""
+    data = tmp_path_factory.mktemp("judged") / "data"
+    with serving(data) as service, Refinery(service.url) as client:
+        client.import_groups([GROUP], "r")
+        assert [group["rewards"] for group in client.groups("r")] == [[1.0, 0.0]]
+    return data
+
+
+TAKEN_AWAY = {
+    "namespaces": ("--user", "--map-root-user", "echo 0 > /proc/sys/user/max_user_namespaces"),
+    "bubblewrap": ("--mount", 'mount --bind /dev/null "$(command -v bwrap)"'),
+}
+
+
+@pytest.mark.parametrize("what", TAKEN_AWAY)
+def test_a_service_that_lost_its_sandbox_runs_nothing_rewards_nothing_and_says_so(judged: Path, what: str) -> None:
+    *private, take_away = TAKEN_AWAY[what]
+    under = ("unshare", *private, "sh", "-c", f'{take_away} && exec "$@"', "sh")
+    if subprocess.run([*under, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("nothing can be taken away here")
+
+    with serving(judged, under=under, canary_seconds=0.3) as service, Refinery(service.url) as client:
+        for path, body in (("/v1/prompts", [ROW]), ("/v1/rollouts/import", [GROUP | {"prompt": "Again."}])):
+            with pytest.raises(RefineryError, match="no sandbox for code") as refused:
+                client.post(path, body, run="r")
+            assert (refused.value.status, refused.value.code) == (422, "rows_rejected")
+        with pytest.raises(RefineryError, match="no sandbox for SQL") as unasked:
+            client.post("/v1/sql", {"sql": "select 1"})
+        assert (unasked.value.status, unasked.value.code) == (503, "sql_failed")
+
+        client.wait(client.post("/v1/runs/r/rescore", {}))
+        [group] = client.groups("r")
+        verdicts = client.get(f"/v1/groups/{group['id']}")["rescores"][-1]["verdicts"]
+        assert [(verdict["outcome"], verdict["reward"]) for verdict in verdicts] == [("error", None)] * 2
+        assert "verifier code is blind" in until_unready(client)
 
 
 def test_no_bubblewrap_is_no_sandbox(monkeypatch: pytest.MonkeyPatch) -> None:
