@@ -1,21 +1,29 @@
 """A verifier that goes blind is noticed, and what it should judge waits: nothing is made up."""
 
 import asyncio
+import json
+import os
+import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from fastapi.testclient import TestClient
 
 from curation.records import Prompt
+from service.settings import Settings
 from service.verifiers import canaries
 from service.verifiers.catalogue import BUILT_IN, Canary, Catalogue, Local
 from service.verifiers.panel import Panel
 from service.verifiers.pool import VerifierPool
 from service.verifiers.worker import Limits
+from tests.processes import serving, until_unready
 from tests.service.conftest import OpenService
 from tests.service.steps import finish
+from trainers.client import Refinery
 
 TRY = Prompt("p", "?", "4", "numeric")
 
@@ -86,6 +94,59 @@ def test_a_blind_verifier_is_noticed_and_work_waits_until_it_sees_again(how: str
             assert [v.reward for v in verdicts] == [1.0, 0.0]
 
     asyncio.run(scene())
+
+
+def test_the_alarm_comes_within_a_minute_where_nobody_set_anything() -> None:
+    assert (canaries.MISSES + 1) * Settings().canary_seconds <= 60
+
+
+HOUSE_RULE = """
+from pathlib import Path
+HOW = Path(__file__).with_name("how")
+
+def judge(completions, reference, **columns):
+    if HOW.exists() and HOW.read_text() == "raises":
+        raise RuntimeError("no")
+    return [float(text == right and not HOW.exists()) for text, right in zip(completions, reference)]
+"""
+
+
+@pytest.mark.parametrize("how", ["raises", "always zero"])
+def test_a_verifier_that_breaks_while_a_service_runs_stops_what_it_judges_and_never_gives_a_zero(
+    tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "house_rule.py").write_text(HOUSE_RULE)
+    canary = {"prompt": "2 + 2?", "reference": "4", "right": "4", "wrong": "5"}
+    house = {"name": "house", "kind": "function", "target": "house_rule:judge", "canary": canary}
+    rows = [
+        {"prompt": f"{n} + 1?", "reference": str(n + 1), "verifier": "house"}
+        | {"rollouts": [{"text": str(n + 1)}, {"text": str(n)}]}
+        for n in range(3)
+    ]
+    with (
+        serving(
+            tmp_path / "data",
+            environment={"PYTHONPATH": os.pathsep.join([str(tmp_path), *sys.path])},
+            verifier=json.dumps([house]),
+            canary_seconds=0.5,
+        ) as service,
+        Refinery(service.url) as client,
+    ):
+        client.import_groups(rows, "r")
+        (tmp_path / "how").write_text(how)
+        broken = time.monotonic()
+        assert "verifier house is blind" in until_unready(client)
+        seconds = time.monotonic() - broken
+
+        job = client.post("/v1/runs/r/rescore", {})
+        time.sleep(2.0)
+        assert client.get(f"/v1/jobs/{job['id']}")["state"] == "running"
+        (tmp_path / "how").unlink()
+        assert client.wait(job)["result"]["classes"] == {"right -> right": 3, "wrong -> wrong": 3}
+        rewards = [group["rewards"] for group in client.groups("r")]
+
+    assert seconds < 2 * canaries.MISSES * 0.5 + 5.0  # and as much as a busy machine needs
+    assert rewards == [[1.0, 0.0]] * 3
 
 
 def test_a_pool_that_fails_is_blind_and_the_watch_goes_on(monkeypatch: pytest.MonkeyPatch) -> None:
