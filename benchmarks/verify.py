@@ -22,6 +22,7 @@ ITEMS = 10_000
 GROUP = 8
 HOSTILE_SHARE = 0.01
 REPEATS = 3
+TICK_SECONDS = 0.01
 LIMITS = Limits(wall_seconds=30.0, cpu_seconds=1.0, memory_bytes=2 << 30)
 HOSTILE = (
     r"9^{9^{9^{9}}}",
@@ -46,6 +47,7 @@ class Item:
 def run(data: Path | None) -> dict[str, Figure]:
     """`throughput_ratio`: clean items, ours over bare math-verify. `hostile_ideal_ratio`: the ideal wall time, (clean
     CPU + hostile items x their limit) / workers, over ours. `lost`: items with another verdict than the right one.
+    `loop_lag_ms`: under attack, the longest that the event loop kept somebody else waiting.
     With `data`, a folder of recorded rollouts: `agreement_*`."""
     clean = list(_items(random.Random(0), ITEMS, 0.0))
     attacked = list(_items(random.Random(1), ITEMS, HOSTILE_SHARE))
@@ -65,6 +67,7 @@ def run(data: Path | None) -> dict[str, Figure]:
         "hostile_ideal_ratio": spread([ideal / one.seconds for one in under_attack], "x"),
         "hostile_seconds": spread([one.seconds for one in under_attack], "s"),
         "lost": spread([lost + sum(one.lost for one in under_attack)], "items"),
+        "loop_lag_ms": spread([one.lag_ms for one in under_attack], "ms"),
         "peak_worker_mib": spread([max(one.peak_mib for one in under_attack)], "MiB"),
         **(_agreement(data) if data else {}),
     }
@@ -119,6 +122,7 @@ class Run:
     seconds: float
     lost: int
     peak_mib: float
+    lag_ms: float
 
 
 def _ours(items: list[Item]) -> Run:
@@ -130,14 +134,16 @@ def _ours(items: list[Item]) -> Run:
         try:
             await asyncio.gather(*(_verify(panel, group) for group in groups[: 8 * WORKERS]))
             sizes: list[float] = []
-            watch = asyncio.create_task(_watch_memory(pool, sizes))
+            late: list[float] = []
+            watching = [asyncio.create_task(_watch_memory(pool, sizes)), asyncio.create_task(_watch_loop(late))]
             started = time.perf_counter()
             verdicts = await asyncio.gather(*(_verify(panel, group) for group in groups))
             seconds = time.perf_counter() - started
-            watch.cancel()
+            for watch in watching:
+                watch.cancel()
             flat = [verdict for group in verdicts for verdict in group]
             lost = sum(not _is_right(item, verdict) for item, verdict in zip(items, flat, strict=True))
-            return Run(seconds, lost, max(sizes, default=0.0))
+            return Run(seconds, lost, max(sizes, default=0.0), 1000 * max(late, default=0.0))
         finally:
             pool.close()
 
@@ -152,6 +158,13 @@ async def _watch_memory(pool: VerifierPool, sizes: list[float]) -> None:
     while True:
         sizes += map(_resident_mib, pool.pids)
         await asyncio.sleep(0.25)
+
+
+async def _watch_loop(late: list[float]) -> None:
+    while True:
+        began = time.perf_counter()
+        await asyncio.sleep(TICK_SECONDS)
+        late.append(time.perf_counter() - began - TICK_SECONDS)
 
 
 def _is_right(item: Item, verdict: Verdict) -> bool:

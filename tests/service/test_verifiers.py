@@ -352,6 +352,48 @@ def test_verdicts_do_not_depend_on_the_load_of_the_machine(panel: Panel) -> None
     assert quiet.count((Outcome.TIMEOUT, None)) == 2
 
 
+def test_a_few_that_hang_crash_and_balloon_cost_nobody_else_a_verdict_and_keep_the_loop_free() -> None:
+    """`refinery bench verify` does it with ten thousand."""
+    pool = VerifierPool(workers=2, limits=Limits(wall_seconds=20.0, cpu_seconds=1.0, memory_bytes=2 << 30))
+    panel = Panel(Catalogue(), pool)
+    texts = [[rf"Attempt {i}: \boxed{{{n + i % 2}}}" for i in range(8)] for n in range(60)]
+    texts[20][3], texts[40][5] = HANGS, rf"again {HANGS}"
+    hostile = [
+        Check(f"{rule}@1", f"tests.service.rules_for_tests:{rule}", Question("?", ""))
+        for rule in ("segfaults", "balloon", "exits")
+    ]
+    busy: list[float] = []
+
+    async def tick() -> None:
+        """How long the loop computes from one turn of it to the next, whatever else the machine does."""
+        while True:
+            before = time.thread_time()
+            await asyncio.sleep(0.005)
+            busy.append(time.thread_time() - before)
+
+    async def verify() -> tuple[list[list[Verdict]], list[list[Verdict]]]:
+        await panel.verify(Prompt("p", "?", "1", "math"), ["A: 1"])  # whatever is imported first is by then
+        ticking = asyncio.create_task(tick())
+        groups = [panel.verify(Prompt(str(n), "?", str(n), "math"), of) for n, of in enumerate(texts)]
+        attacks = [pool.verify(check, ["0"], "attacker") for check in hostile]
+        judged = await asyncio.gather(*groups), await asyncio.gather(*attacks)
+        ticking.cancel()
+        return judged
+
+    try:
+        judged, attacked = asyncio.run(verify())
+    finally:
+        pool.close()
+
+    told = [[(verdict.outcome, verdict.reward) for verdict in group] for group in judged]
+    expected = [[RIGHT, WRONG] * 4 for _ in texts]
+    expected[20][3] = expected[40][5] = (Outcome.TIMEOUT, None)
+    assert told == expected
+    assert [verdict.outcome for [verdict] in attacked] == [Outcome.ERROR] * 3
+    assert all(verdict.detail for [verdict] in attacked)
+    assert max(busy) < 0.1
+
+
 @pytest.mark.parametrize(
     ("verifier", "reference", "text", "expected"),
     [
