@@ -105,6 +105,50 @@ def test_many_readers_and_a_writer_see_only_whole_commits(duck: Duck) -> None:
         assert all(n % 2 == 0 for n in counts)
 
 
+def test_no_reader_waits_for_a_commit(duck: Duck) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+
+    def slowly(tx: Transaction) -> None:
+        tx.insert("prompt_sets", [member("a")])
+        tx.flush()
+        begun.set()
+        assert go_on.wait(30)
+
+    writer = threading.Thread(target=duck.write_now, args=(slowly,))
+    writer.start()
+    assert begun.wait(30)
+    during = [members(duck) for _ in range(20)]
+    go_on.set()
+    writer.join()
+
+    assert during == [[]] * 20
+    assert members(duck) == ["a"]
+
+
+def test_no_reader_waits_for_a_checkpoint(duck: Duck) -> None:
+    for _ in range(5):
+        many = [member(os.urandom(500).hex()) for _ in range(10_000)]
+        duck.write_now(lambda tx, rows=many: tx.insert("prompt_sets", rows))
+    reads: list[tuple[float, float]] = []
+    checkpoint: list[float] = []
+
+    def write() -> None:
+        checkpoint.append(time.monotonic())
+        duck._store.connection.execute("checkpoint")
+        checkpoint.append(time.monotonic())
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while len(checkpoint) < 2:
+        began = time.monotonic()
+        asyncio.run(duck.read("select count(*) from runs"))
+        reads.append((began, time.monotonic()))
+    writer.join()
+
+    began, ended = checkpoint
+    assert sum(began < start and end < ended for start, end in reads) > 5
+
+
 def test_sequence_numbers_go_on_after_a_restart(open_service: OpenService) -> None:
     seqs = []
     for _ in range(2):
