@@ -6,7 +6,10 @@ import hashlib
 import io
 import json
 import os
+import re
+import shutil
 import signal
+import subprocess
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
@@ -24,7 +27,7 @@ from service.sql.console import Busy, Console, Format, Limits, Question, SqlFail
 from service.sql.views import NAMES
 from service.stages import Invalid
 from tests.service.conftest import OpenService
-from tests.service.sql_attacks import HEAVY, REFUSED
+from tests.service.sql_attacks import HEAVY, REFUSED, SETTINGS, WRITES
 from tests.service.steps import finish, freeze, groups_of, leased, prepare, sample
 
 ENDLESS = "select count(*) from range(1000000000000)"
@@ -357,6 +360,87 @@ def test_what_gets_past_the_look_reads_no_file_writes_nothing_and_does_not_stay(
     assert tree_of(stored) == before
 
 
+LEFT = """
+select 'table', table_name from duckdb_tables() where schema_name != 'hot_0'
+union all select 'view', schema_name || '.' || view_name || ': ' || sql from duckdb_views() where not internal
+union all select 'function', function_name from duckdb_functions() where not internal
+union all select 'variable', name from duckdb_variables()
+union all select 'database', database_name from duckdb_databases()
+union all select 'schema', schema_name from duckdb_schemas() where not internal
+union all select 'sequence', sequence_name from duckdb_sequences()
+union all select 'setting', name || ' = ' || value from duckdb_settings()
+order by all"""
+
+
+@pytest.mark.usefixtures("without_a_look")
+def test_what_a_question_makes_or_sets_is_not_there_for_the_next(stored: Path) -> None:
+    async def attack() -> None:
+        async with opened(stored, processes=1) as console:
+            clean = await asked(console, LEFT)
+            for sql in [*WRITES, *SETTINGS]:
+                with contextlib.suppress(Invalid, TimedOut, SqlFailed):
+                    await asked(console, sql, seconds=2)
+                assert await asked(console, LEFT) == clean, sql
+
+    asyncio.run(attack())
+
+
+@pytest.mark.usefixtures("without_a_look")
+def test_what_gets_past_the_look_meets_a_disk_that_cannot_be_written(stored: Path) -> None:
+    """DuckDB lets a statement write where it may read: only the container does not."""
+
+    async def attack() -> None:
+        async with opened(stored) as console:
+            for target in ("x.parquet", "00000001/rollouts.parquet"):
+                with pytest.raises(Invalid, match="Read-only file system"):
+                    await asked(console, f"copy (select 1) to '/store/segments/{target}' (use_tmp_file false)")
+
+    before = tree_of(stored)
+    asyncio.run(attack())
+    assert tree_of(stored) == before
+
+
+WATCHING = """#!/bin/sh
+exec {strace} -f -qq -A -s 4096 -e trace=%file,%network,write -o {log} {bwrap} "$@"
+"""
+CALLED = re.compile(r"\d+ +(\w+)\((.*)")
+PATH_IN = re.compile(r'"([^"]*)"')
+MAY_BE_TOUCHED = ("/store", "/proc/self/cgroup", "/sys/fs/cgroup/memory")
+
+
+def test_a_question_that_is_refused_reaches_for_no_file_and_no_network(
+    stored: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As strace sees its process: how much memory there may be is all that is looked at."""
+    strace, bwrap = shutil.which("strace"), shutil.which("bwrap")
+    if strace is None or subprocess.run([strace, "-o", "/dev/null", "true"], check=False).returncode:
+        pytest.skip("strace may not trace here")
+    log, program = tmp_path / "calls", tmp_path / "bwrap"
+    program.write_text(WATCHING.format(strace=strace, log=log, bwrap=bwrap))
+    program.chmod(0o755)
+    monkeypatch.setattr(console_module, "path_of", lambda _: str(program))
+
+    async def attack() -> None:
+        async with opened(stored, processes=1) as console:
+            assert await asked(console, "select count(distinct run) from groups") == [[2]]
+            for sql in REFUSED:
+                with pytest.raises(Invalid):
+                    await asked(console, sql)
+            assert await asked(console, "select count(distinct run) from groups") == [[2]]
+
+    asyncio.run(attack())
+    calls = [found.groups() for line in log.read_text().splitlines() if (found := CALLED.match(line))]
+    answered = [n for n, (name, rest) in enumerate(calls) if name == "write" and rest.startswith('1, "z')]
+    last = [n for n, (name, rest) in enumerate(calls) if name == "write" and rest.startswith('1, "h')][-2]
+    refusing = calls[answered[0] + 1 : last]
+    touched = {path for name, rest in refusing if name != "write" for path in PATH_IN.findall(rest)[:1]}
+
+    assert len(refusing) > 2 * len(REFUSED)
+    assert {name for name, _ in refusing} <= {"write", *("access", "newfstatat", "openat", "readlink", "stat")}
+    assert {rest.partition(",")[0] for name, rest in refusing if name == "write"} == {"1"}
+    assert [path for path in touched if not path.startswith(MAY_BE_TOUCHED)] == []
+
+
 def test_heavy_questions_end_in_time_and_are_in_nobodys_way(stored: Path) -> None:
     slowest: list[float] = []
 
@@ -374,6 +458,54 @@ def test_heavy_questions_end_in_time_and_are_in_nobodys_way(stored: Path) -> Non
 
     asyncio.run(attack())
     assert max(slowest) < 2.0 + 1.0  # a second for the machine
+
+
+HANGING = [
+    "select levenshtein(repeat('ab', 100000), repeat('ba', 100000))",
+    "select list_sort(range(100000000))[1]",
+    ENDLESS,
+]
+
+
+def test_who_asks_what_hangs_pays_with_its_own_process_and_waits(stored: Path) -> None:
+    """Another asker has the other process meanwhile, and of a flood it waits for what runs and not for what waits."""
+    ended: list[float] = []
+
+    def pids(console: Console) -> set[int]:
+        return {child._process.pid for child in console._living if child.is_alive}
+
+    async def hang(console: Console, sql: str, seconds: float) -> None:
+        began = time.monotonic()
+        with pytest.raises(TimedOut):
+            await asked(console, sql, seconds=seconds, asker="alice")
+        ended.append(time.monotonic() - began)
+
+    async def good(console: Console) -> None:
+        assert await asked(console, "select count(distinct run) from groups", asker="bob") == [[2]]
+
+    async def ask() -> None:
+        async with opened(stored, processes=2) as console:
+            await asyncio.gather(good(console), good(console))
+            for sql in HANGING:
+                before = pids(console)
+                hanging = asyncio.ensure_future(hang(console, sql, 2.0))
+                answers = 0
+                while not hanging.done():
+                    await good(console)
+                    answers += 1
+                await hanging
+                assert answers > 2
+                assert len(before & pids(console)) == 1
+            assert max(ended) < 2.0 + 3.0  # half a second, and the rest for a busy machine
+
+            flood = [asyncio.ensure_future(hang(console, ENDLESS, 1.0)) for _ in range(8)]
+            await asyncio.sleep(0.2)
+            before_it = len(ended)
+            await good(console)
+            assert len(ended) - before_it <= 2
+            await asyncio.gather(*flood)
+
+    asyncio.run(ask())
 
 
 def test_a_timeout_is_told_and_a_new_process_takes_the_next_question(client: TestClient) -> None:
