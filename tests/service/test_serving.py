@@ -3,12 +3,16 @@
 import asyncio
 import os
 import random
+import signal
 import socket
 import struct
 import subprocess
+import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from hashlib import sha256
 from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
@@ -24,7 +28,8 @@ from uvicorn.server import ServerState
 from service import sending
 from service.sending import SendingFiles
 from tests.extensions import extension
-from tests.processes import serving
+from tests.processes import Service, serving
+from trainers.client import Refinery
 
 PROMPTS, BYTES = 100, 30_000
 
@@ -76,8 +81,16 @@ class Served(NamedTuple):
     def rows(self) -> list[dict[str, Any]]:
         return pl.read_parquet(self.path).to_dicts()
 
-    def connect(self) -> socket.socket:
-        address = urlsplit(self.url)
+    def sibling(self, name: str) -> str:
+        """URL of another file of the version."""
+        return self.url.rpartition("/")[0] + "/" + name
+
+    def resident_mib(self) -> float:
+        pages = int(Path(f"/proc/{self.process}/statm").read_text().split()[1])
+        return pages * os.sysconf("SC_PAGESIZE") / 2**20
+
+    def connect(self, url: str | None = None) -> socket.socket:
+        address = urlsplit(url or self.url)
         connection = socket.create_connection((str(address.hostname), address.port or 80), timeout=30)
         connection.sendall(f"GET {address.path} HTTP/1.1\r\nHost: {address.netloc}\r\n\r\n".encode())
         return connection
@@ -138,6 +151,35 @@ def test_duckdb_reads_the_very_same_rows(served: Served) -> None:
         connection.execute(f"load '{httpfs}'")
         assert connection.sql(f"from '{served.url}'").pl().to_dicts() == served.rows
         assert connection.sql(f"select count(*) from '{served.url}' where margin > 0").fetchall() == [(PROMPTS,)]
+
+
+def test_a_version_is_the_same_bytes_after_ten_thousand_rollouts_a_compaction_and_a_kill(tmp_path: Path) -> None:
+    def groups(first: int, many: int) -> list[dict[str, Any]]:
+        rollouts = [{"text": "4", "reward": 1.0}, {"text": "5", "reward": 0.0}]
+        return [{"prompt": f"{n}?", "verifier": "recorded", "rollouts": rollouts} for n in range(first, first + many)]
+
+    def sums(service: Service) -> dict[str, str]:
+        names = [*frozen["manifest"]["files"], "train.arrow", "train.jsonl", "test.jsonl", "rows", "statistics"]
+        answers = {name: httpx2.get(f"{service.url}/v1/datasets/d@1/{name}").raise_for_status() for name in names}
+        return {name: sha256(answer.content).hexdigest() for name, answer in answers.items()}
+
+    recipe = {"runs": ["r"], "test_share": 0.2}
+    with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+        client.import_groups(groups(0, 200), "r")
+        frozen = client.post("/v1/datasets", {"name": "d", "recipe": recipe})
+        before = sums(service)
+        for part in range(1, 6):
+            client.import_groups(groups(1000 * part, 1000), "r")
+        client.post("/v1/store/compact", {})
+        newer = client.post("/v1/datasets", {"name": "d", "recipe": recipe})
+        after = sums(service)
+        service.end(signal.SIGKILL)
+    with serving(tmp_path / "data") as service:
+        again = sums(service)
+
+    assert (frozen["manifest"]["rows"], newer["manifest"]["rows"], newer["version"]) == (200, 5_200, 2)
+    assert before == after == again
+    assert {name: said["sha256"] for name, said in frozen["manifest"]["files"].items()}.items() <= before.items()
 
 
 def test_a_download_that_broke_off_goes_on_where_it_was(served: Served, tmp_path: Path) -> None:
@@ -211,6 +253,38 @@ def test_readers_that_stand_still_or_vanish_harm_nobody_and_leave_nothing_open(s
     assert httpx2.get(served.url).content == served.body
     assert "Traceback" not in served.log.read_text()[said:]
     assert "ERROR" not in served.log.read_text()[said:]
+
+
+def test_readers_at_a_kilobyte_a_second_get_what_is_there_and_cost_nobody_else_anything(served: Served) -> None:
+    whole = {name: httpx2.get(served.sibling(name)).content for name in ("train.parquet", "train.jsonl")}
+    before = served.resident_mib()
+    over = threading.Event()
+
+    def read(number: int) -> tuple[str, bytes]:
+        name = list(whole)[number % len(whole)]
+        got = bytearray()
+        with served.connect(served.sibling(name)) as connection:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            while not over.wait(1.0):
+                got += connection.recv(1024)
+        return name, got.partition(b"\r\n\r\n")[2]
+
+    with ThreadPoolExecutor(30) as readers:
+        reading = [readers.submit(read, number) for number in range(30)]
+        began = time.monotonic()
+        seconds = []
+        while time.monotonic() < began + 4 or len(seconds) < 3:
+            asked = time.monotonic()
+            assert httpx2.get(served.url).content == served.body
+            seconds.append(time.monotonic() - asked)
+        held = served.resident_mib() - before
+        over.set()
+
+    for name, got in (one.result() for one in reading):
+        assert 0 < len(got) < 8 * 1024
+        assert whole[name].startswith(got)
+    assert max(seconds) < 15
+    assert held < 50, held
 
 
 @pytest.mark.parametrize("path", ["/v1/prompts", "/v1/rollouts/import?run=r", "/v1/datasets", "/v1/sql"])
