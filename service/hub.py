@@ -5,9 +5,9 @@
   simply pushed again: the Hub keeps the files that have arrived.
 """
 
-import asyncio
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,11 @@ from service.cards import Licence, card, croissant
 from service.jobs import Job
 from service.stages import Conflict, Gone, HubFailed, Invalid, stage
 from service.store.datasets import Datasets, DatasetVersion, split_of_shard
+from service.threads import in_daemon_thread
 
 MANIFEST = "manifest.json"
+QUERY = re.compile(r"\?\S+")
+"""Of a URL: it may be the right to write there."""
 REPOSITORY = r"^[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}$"
 
 
@@ -50,8 +53,13 @@ async def push(job: Job, *, datasets: Datasets, root: Path) -> dict[str, Any]:
     dataset = await datasets.get(request.name, request.version)
     if dataset.deleted_at is not None:
         raise Gone("dataset_deleted", f"{dataset.name}@{dataset.version} was deleted before it was pushed")
-    with stage(HubFailed, f"pushing {dataset.name}@{dataset.version} to {request.repo_id}"):
-        return await asyncio.to_thread(_push, hub_of_environment(), dataset, request, root / dataset.dataset_id)
+    doing = f"pushing {dataset.name}@{dataset.version} to {request.repo_id}"
+    with stage(HubFailed, doing):
+        try:
+            return await in_daemon_thread(_push, hub_of_environment(), dataset, request, root / dataset.dataset_id)
+        except RuntimeError as failure:  # it says which file; why, says what it came from
+            why = QUERY.sub("", str(failure.__cause__ or ""))
+            raise HubFailed(f"{doing}: {failure} {why}".strip()) from failure
 
 
 def _push(hub: HfApi, dataset: DatasetVersion, request: PushRequest, folder: Path) -> dict[str, Any]:

@@ -47,6 +47,7 @@ from service.store.reports import Reports
 from service.store.runs import Runs
 from service.store.sealing import Sealer
 from service.store.verdicts import Verdicts
+from service.threads import in_daemon_thread
 from service.verifiers import canaries
 from service.verifiers.catalogue import Catalogue, installed
 from service.verifiers.declared import declared_verifiers
@@ -371,7 +372,7 @@ async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, 
     for name in await store.policies.names():
         newest = (await store.policies.versions(name))[-1]
         try:
-            await engines.publish(name, await asyncio.to_thread(fetch, newest.checkpoint), newest.version)
+            await engines.publish(name, await in_daemon_thread(fetch, newest.checkpoint), newest.version)
         except (StageError, Refused) as failure:
             if name == settings.policy_name:
                 raise
@@ -391,7 +392,7 @@ async def _load_policies(settings: Settings, store: Store, engines: EngineRoom, 
 
 
 async def _publish_first(settings: Settings, store: Store, engines: EngineRoom, now: Callable[[], datetime]) -> None:
-    checkpoint = await asyncio.to_thread(fetch, settings.first_checkpoint)
+    checkpoint = await in_daemon_thread(fetch, settings.first_checkpoint)
     await engines.publish(settings.policy_name, checkpoint, 1)
     await store.policies.add(PolicyVersion(settings.policy_name, 1, checkpoint.source, None, now()))
 

@@ -3,7 +3,6 @@
 One job is one version: its number is noted before it is published, so a job that was interrupted knows what it did.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from datetime import datetime
 from typing import Any
@@ -17,6 +16,7 @@ from service.engines.room import EngineRoom
 from service.jobs import Job
 from service.stages import EngineFailed, NotFound
 from service.store.policies import Policies, PolicyVersion
+from service.threads import in_daemon_thread
 
 
 class PublishRequest(Choice):
@@ -44,7 +44,7 @@ async def publish(
         [stored] = [one for one in await policies.versions(policy) if one.version == begun]
         return _told(policy, stored, engines)
     await report({"version": version})
-    checkpoint = await asyncio.to_thread(fetch, request.checkpoint, roots)
+    checkpoint = await in_daemon_thread(fetch, request.checkpoint, roots)
     await engines.publish(policy, checkpoint, version)
     reported = engines.engine_of(policy).policy_version
     if reported != version:

@@ -3,6 +3,7 @@
 Everything is kept in memory; only the token `TOKEN` may write, and see what is private.
 """
 
+import asyncio
 import base64
 import hashlib
 import json
@@ -40,7 +41,9 @@ class Hub:
         self.repositories: dict[str, Repository] = {}
         self.large: dict[str, bytes] = {}
         self.fails_at: str | None = None
-        """Part of a path: a request to it is answered with 500, once."""
+        """Part of a path: requests to it are answered with `fails_with`, one after the other."""
+        self.fails_with: Iterator[int] = iter([500])
+        """Statuses; 0 is no answer."""
         self.asked: list[str] = []
         self.url = ""
 
@@ -51,8 +54,11 @@ class Hub:
         async def watch(request: Request, go_on: Any) -> Response:
             self.asked.append(f"{request.method} {request.url.path}")
             if self.fails_at and self.fails_at in request.url.path:
-                self.fails_at = None
-                return JSONResponse({"error": "out of order"}, 500)
+                status = next(self.fails_with, 200)
+                if status == 0:
+                    await asyncio.sleep(3600)
+                if status != 200:
+                    return JSONResponse({"error": "out of order"}, status, {"retry-after": "0"})
             answer: Response = await go_on(request)
             return answer
 
@@ -215,7 +221,7 @@ def entry_of(path: str, content: bytes) -> dict[str, Any]:
 @contextmanager
 def running_hub() -> Iterator[Hub]:
     hub = Hub()
-    server = uvicorn.Server(uvicorn.Config(hub.app(), port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(hub.app(), port=0, log_level="error", timeout_graceful_shutdown=1))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

@@ -2,10 +2,14 @@
 
 import io
 import json
+import logging
 import os
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,10 @@ import yaml
 from fastapi.testclient import TestClient
 
 from service import freezing, shapes
+from tests.processes import ENVIRONMENT, serving
 from tests.service.hub_server import TOKEN, Hub, running_hub
 from tests.service.steps import finish, freeze, prepare, sample
+from trainers.client import Refinery
 
 REPO = "somebody/pairs"
 
@@ -143,6 +149,64 @@ def test_a_push_that_broke_off_is_pushed_again(where: str, hub: Hub, sampled: Te
     files = repository.commits[repository.tags["v1"]]
     assert files["train.parquet"] == content(sampled, frozen, "train.parquet")
     assert len(repository.commits) == 2  # the empty one and ours
+
+
+def test_a_hub_that_has_too_much_to_do_is_asked_again(hub: Hub, sampled: TestClient) -> None:
+    frozen = freeze(sampled)
+    hub.fails_at, hub.fails_with = "/large/", iter([429, 503, 504])
+
+    job = push(sampled)
+
+    assert job["state"] == "done"
+    assert sum(asked.startswith("PUT /large/") for asked in hub.asked) == 4
+    repository = hub.repositories[REPO]
+    assert len(repository.commits) == 2  # the empty one and ours
+    assert repository.commits[repository.tags["v1"]]["train.parquet"] == content(sampled, frozen, "train.parquet")
+
+
+@pytest.mark.parametrize("where", ["/api/repos/create", "/large/", "/commit/", "/tag/"])
+def test_a_hub_that_forbids_it_is_not_asked_for_ever(
+    where: str, hub: Hub, sampled: TestClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.DEBUG)
+    freeze(sampled)
+    hub.fails_at, hub.fails_with = where, repeat(403)
+
+    failed = push(sampled)
+
+    assert (failed["state"], failed["result"]["error"]) == ("failed", "HubFailed")
+    assert "403" in failed["result"]["detail"]
+    assert sum(where in asked for asked in hub.asked) <= 2
+    assert TOKEN not in caplog.text + json.dumps(failed)
+
+
+def test_a_push_whose_service_is_killed_or_ended_in_the_middle_goes_on_with_the_next_one(
+    hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in {"HF_ENDPOINT": hub.url, "HF_TOKEN": TOKEN, "HF_HUB_DISABLE_XET": "1"}.items():
+        monkeypatch.setitem(ENVIRONMENT, name, value)
+    group = {"prompt": "2 + 2 =", "reference": "4", "verifier": "numeric", "rollouts": [{"text": "4"}, {"text": "5"}]}
+    hub.fails_at = "/large/"
+    for how, code in ((signal.SIGKILL, -9), (signal.SIGTERM, 0), (None, 0)):
+        hub.fails_with = repeat(0 if how else 200)
+        asked = len(hub.asked)
+        with serving(tmp_path / "data") as service, Refinery(service.url) as client:
+            if how is signal.SIGKILL:
+                client.import_groups([group], "r")
+                frozen = client.post("/v1/datasets", {"name": "d", "recipe": {"runs": ["r"]}})
+                job = client.post("/v1/datasets/d@1/push", {"repo_id": REPO})
+            if how is None:
+                done = client.wait(client.get(f"/v1/jobs/{job['id']}"))
+                break
+            while not any("PUT /large/" in one for one in hub.asked[asked:]):
+                time.sleep(0.02)
+            assert service.end(how) == code
+
+    repository = hub.repositories[REPO]
+    [_, commit] = repository.commits
+    assert (done["result"]["pushed"], repository.tags) == (True, {"v1": commit})
+    assert json.loads(repository.commits[commit]["manifest.json"])["dataset_id"] == frozen["dataset_id"]
+    assert TOKEN not in (tmp_path / "service.log").read_text()
 
 
 def test_another_dataset_under_the_same_tag_is_refused(hub: Hub, sampled: TestClient) -> None:
