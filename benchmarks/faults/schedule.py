@@ -8,8 +8,8 @@ from curation.keys import rng_for
 
 EARLY_SHARE = 0.2
 """Of the faults: they do not wait until the service has come back from the one before."""
-STOP_SECONDS = (0.5, 3.0)
-"""That a stopped process stands still."""
+STOP_SECONDS, ENGINE_STOP_SECONDS = (0.5, 3.0), (3.0, 60.0)
+"""That a stopped process stands still; an engine for as long as a probe of it may take, and longer."""
 
 
 class Target(StrEnum):
@@ -117,6 +117,6 @@ def schedule(seed: int, plan: Plan) -> Iterator[Fault]:
                 how,
                 gap=min(rng.expovariate(1 / plan.gap), 5 * plan.gap),
                 pick=rng.random(),
-                seconds=rng.uniform(*STOP_SECONDS),
+                seconds=rng.uniform(*(ENGINE_STOP_SECONDS if target is Target.ENGINE else STOP_SECONDS)),
                 is_early=rng.random() < EARLY_SHARE,
             )

@@ -68,6 +68,15 @@ def test_an_engine_is_killed_only_where_there_is_one() -> None:
     assert with_engine(FULL).counts[Target.ENGINE, How.KILL] > 0
 
 
+def test_an_engine_stands_still_for_a_minute_and_the_others_for_moments() -> None:
+    faults = list(islice(schedule(0, with_engine(FULL)), 2000))
+    engine = [fault.seconds for fault in faults if (fault.target, fault.how) == (Target.ENGINE, How.STOP)]
+    others = [fault.seconds for fault in faults if fault.target is not Target.ENGINE]
+
+    assert 50 < max(engine) < 60
+    assert 0.5 < min(others) <= max(others) < 3
+
+
 def test_a_line_that_was_torn_is_no_line_and_the_journal_goes_on_behind_the_last_whole_one(tmp_path: Path) -> None:
     path = tmp_path / "client.jsonl"
     lines = [Line(op, "import", Event.SENT, {"text": "zwölf"}) for op in range(3)]
