@@ -436,6 +436,24 @@ def test_an_odd_prompt_is_text_like_any_other(client: TestClient, text: str) -> 
     assert (stored["prompt"], stored["metadata"]) == (text, {"x": text})
 
 
+def test_what_looks_like_a_page_is_told_as_what_it_is(client: TestClient) -> None:
+    page = "<html><script>alert(1)</script></html>"
+    group = GOOD | {"prompt": page, "metadata": {"x": page}, "rollouts": [{"text": page}, {"text": "4"}]}
+    assert client.post("/v1/rollouts/import?run=r", json=[group]).status_code == 201
+    freeze(client)
+    [group_id] = [one["id"] for one in client.get("/v1/groups?run=r").json()["items"]]
+    sql = f"/v1/sql?q={quote(f'select {page!r} as x')}"
+    files = ("train.jsonl", "train.parquet", "train.arrow", "rows", "statistics", "card", "croissant", "manifest")
+    paths = ["/v1/prompts", "/v1/groups?run=r", f"/v1/groups/{group_id}", f"/v1/runs/{quote(page, safe='')}", "/v1/sql"]
+    paths += [f"/v1/datasets/d@1/{file}" for file in files]
+    answers = [client.get(path) for path in paths]
+    answers += [client.get(sql, headers={"accept": accept}) for accept in ("text/html, */*", "text/csv", "*/*")]
+
+    assert sum(page in answer.text or json.dumps(page)[1:-1] in answer.text for answer in answers) >= 8
+    assert not [answer.url for answer in answers if "html" in answer.headers["content-type"]]
+    assert {answer.headers["x-content-type-options"] for answer in answers} == {"nosniff"}
+
+
 HOSTILE = {
     "half a character in a recipe": ("/v1/datasets", {"name": "d", "recipe": {"runs": ["\ud800"]}}),
     "half a character as verifier": ("/v1/datasets", {"name": "d", "recipe": {"runs": ["r"], "verifier": "\ud800"}}),
