@@ -105,6 +105,7 @@ def test_a_launched_engine_that_dies_is_started_again(tmp_path: Path) -> None:
         os.killpg(worker["pid"], signal.SIGKILL)
         until(lambda: client.get("/v1/workers")[0]["state"] != "live")
         done = client.wait(job)
+        until(lambda: client.get("/v1/workers")[0]["state"] == "live")  # the job may have ended before
         [again] = client.get("/v1/workers")
 
         assert (again["state"], again["version"]) == ("live", 1)
