@@ -156,6 +156,8 @@ class JobBoard:
         self._work = work
         self._now = now
         self._jobs: dict[str, Job] = {}
+        self._storing: dict[str, asyncio.Task[None]] = {}
+        """For each job of which nobody knows yet whether it is accepted."""
         self._ended: deque[str] = deque()
         """The last that ended, which somebody may be about to ask for."""
         self._newest: datetime | None = None
@@ -177,7 +179,10 @@ class JobBoard:
         """A job is accepted once it is stored. The same id with the same request gives the same job. Raises Busy, or
         Overloaded, when too many wait already."""
         # Once more after the look on disk: meanwhile somebody may have submitted the same.
-        if known := await self.find(job_id) or self._jobs.get(job_id):
+        known = await self.find(job_id) or self._jobs.get(job_id)
+        if storing := self._storing.get(job_id):
+            await asyncio.shield(storing)  # or it fails for both
+        if known:
             if (known.kind, known.run, known.request) != (kind, run, request):
                 raise Conflict("idempotency_conflict", f"job {job_id} was made by a different request")
             if not known.state.is_final and known.id not in self._jobs:  # nobody knew whether it was stored
@@ -188,7 +193,8 @@ class JobBoard:
         job = Job(job_id, kind, run, request, now, [JobEvent(1, JobState.QUEUED, {}, now)])
         self._refuse_too_many(job.on)
         self._jobs[job_id] = job
-        await asyncio.shield(self._task(self._accept(job)))  # whoever stops waiting does not stop what is half done
+        self._storing[job_id] = storing = self._task(self._accept(job))
+        await asyncio.shield(storing)  # whoever stops waiting does not stop what is half done
         return job
 
     async def _accept(self, job: Job) -> None:
@@ -197,6 +203,8 @@ class JobBoard:
         except BaseException:
             del self._jobs[job.id]
             raise
+        finally:
+            del self._storing[job.id]
         self._start(job)
 
     async def get(self, job_id: str) -> Job:

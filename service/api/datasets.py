@@ -41,6 +41,8 @@ from service.store.prompts import no_prompts
 
 router = APIRouter(prefix="/v1/datasets", tags=["datasets"], route_class=OncePerKey)
 LATEST = "latest"
+PAGE_BYTES, BATCH_BYTES = 2**16, 2**20
+"""Of an Arrow stream: read from the file at a time, and sent at a time."""
 IMMUTABLE = "public, max-age=31536000, immutable"
 MEDIA_TYPES = {".parquet": "application/vnd.apache.parquet", ".jsonl": "application/x-ndjson"}
 CACHED: dict[str, Any] = {
@@ -242,11 +244,19 @@ def _arrow(paths: Sequence[Path]) -> Iterator[bytes]:
     sink = io.BytesIO()
     with pa.ipc.new_stream(sink, pq.read_schema(paths[0])) as writer:
         for path in paths:
-            with pq.ParquetFile(path) as file:
-                for number in range(file.num_row_groups):  # never more than one of them in memory
-                    writer.write_table(file.read_row_group(number))
+            # Page by page: a reader that stands still holds a few of them, not a row group.
+            with pq.ParquetFile(path, buffer_size=PAGE_BYTES, pre_buffer=False) as file:
+                for batch in file.iter_batches(_rows_in(file.metadata, BATCH_BYTES), use_threads=False):
+                    writer.write_batch(batch)
                     yield _drained(sink)
     yield _drained(sink)
+
+
+def _rows_in(file: pq.FileMetaData, budget: int) -> int:
+    """How many rows have so many bytes, on average; at least one."""
+    size = sum(file.row_group(number).total_byte_size for number in range(file.num_row_groups))
+    rows: int = file.num_rows * budget // max(size, 1)
+    return max(1, rows)
 
 
 def _drained(sink: io.BytesIO) -> bytes:

@@ -2,6 +2,7 @@
 
 - Work goes to the worker with the least to do in proportion to what it takes; what finds no room waits in order.
 - A group whose worker failed is sampled once more, with the same seeds, elsewhere if there is an elsewhere.
+- A worker that looks alive and fails what it is given rests while another is well, then gets one group at a time.
 - New weights are live at once on all workers or not at all; a worker that fails to load them gets no work until it has.
 """
 
@@ -135,6 +136,7 @@ class Fleet:
             except Fault as failure:
                 logger.warning("worker %s failed a group: %s", worker, failure)
                 failures.append(str(failure))
+                worker.failed(failure)
                 avoid = worker
                 await self._suspect(worker)
             finally:
@@ -190,9 +192,11 @@ class Fleet:
 
     def _least_busy(self, waiting: _Waiting) -> Worker | None:
         live = [worker for worker in self._workers if worker.state is WorkerState.LIVE]
-        elsewhere = [worker for worker in live if worker is not waiting.avoid]
-        free = [worker for worker in elsewhere or live if worker.has_room(waiting.completions)]
-        return min(free, key=lambda worker: worker.in_flight / worker.window, default=None)
+        elsewhere = [worker for worker in live if worker is not waiting.avoid] or live
+        fit = _fit_again(elsewhere) if waiting.avoid else _fit(elsewhere)
+        free = [worker for worker in fit if worker.has_room(waiting.completions)]
+        # Whether a sick one is well again is found out first: it gets one group, which can still go elsewhere.
+        return min(free, key=lambda worker: (not worker.is_sick, worker.in_flight / worker.window), default=None)
 
     # ---- weights
 
@@ -314,3 +318,16 @@ class Fleet:
 
     def _reasons(self) -> str:
         return "; ".join(f"{worker} is {worker.state}: {worker.reason}" for worker in self._workers)
+
+
+def _fit(workers: Sequence[Worker]) -> Sequence[Worker]:
+    """Those that are well, and the sick ones that may be tried again; all of them where none is well."""
+    if all(worker.is_sick for worker in workers):
+        return workers
+    return [worker for worker in workers if not worker.is_sick or worker.may_be_tried]
+
+
+def _fit_again(workers: Sequence[Worker]) -> Sequence[Worker]:
+    """For what failed before: those that failed the fewest since they last did well."""
+    fewest = min((worker.failures for worker in workers), default=0)
+    return [worker for worker in workers if worker.failures == fewest]

@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 QUEUE_AHEAD = 2
 """Completions in flight per completion that the engine decodes at once, so that it never waits for us."""
 UNKNOWN_CAPACITY = 128
+MOST_FAILURES = 3
+"""Groups in a row; after them a worker rests while others can do its work."""
+FIRST_REST, LONGEST_REST = 1.0, 60.0
+"""Seconds; doubled with each group that fails after a rest."""
 CANARY = Sampling(n=1, temperature=0, max_tokens=4)
 CANARY_TOLERANCE = 0.05
 """Of a logprob, between two answers of the same weights: half-precision servers vary with what shares the batch."""
@@ -87,6 +91,11 @@ class Worker:
         self._answered = 0
         self.answered_at = -math.inf
         """Monotonic seconds of its last completed group."""
+        self.failures = 0
+        """Groups that it failed in a row, although it seems to be alive."""
+        self._last_failure = ""
+        self._rest = FIRST_REST / 2
+        self._rests_until = -math.inf
         self._idle = asyncio.Event()
         self._idle.set()
         self._requests: set[asyncio.Task[list[Said]]] = set()
@@ -103,7 +112,7 @@ class Worker:
             dialect=self._dialect.kind if self._dialect else "",
             server=self._facts.server if self._facts else "",
             state=self.state,
-            reason=self.reason,
+            reason=self.reason or self._sickness,
             version=self._held.version if self._held else None,
             in_flight=self.in_flight,
             window=self.window,
@@ -130,6 +139,29 @@ class Worker:
         if self.in_flight == 0:
             self._idle.set()
 
+    @property
+    def is_sick(self) -> bool:
+        """It looks alive, and fails what it is given."""
+        return self.failures >= MOST_FAILURES
+
+    @property
+    def may_be_tried(self) -> bool:
+        """It has rested, and one group will tell whether it is well again."""
+        return self.in_flight == 0 and time.monotonic() >= self._rests_until
+
+    @property
+    def _sickness(self) -> str:
+        return f"failed {self.failures} groups in a row, the last: {self._last_failure}" if self.is_sick else ""
+
+    def failed(self, failure: Fault) -> None:
+        """One group more. What was in flight when it fell sick makes its rest no longer."""
+        was_resting = time.monotonic() < self._rests_until
+        self.failures += 1
+        self._last_failure = str(failure)
+        if self.is_sick and not was_resting:
+            self._rest = min(2 * self._rest, LONGEST_REST)
+            self._rests_until = time.monotonic() + self._rest
+
     def narrow(self) -> None:
         """It said that it takes no more: give it half."""
         self.window = max(1, self.window // 2)
@@ -154,8 +186,10 @@ class Worker:
         self._answered += len(said_G)
         if len(said_G) != len(seeds):
             raise Fault(f"{self} answered {len(said_G)} completions where {len(seeds)} were asked for")
+        completions_G = [self._completion(said, held, sampling) for said in said_G]
         self.window = min(self._widest, self.window + 1)
-        return [self._completion(said, held, sampling) for said in said_G], held.version
+        self.failures, self._rest = 0, FIRST_REST / 2
+        return completions_G, held.version
 
     async def _ask(self, prompt_ids: list[int], sampling: Sampling, seeds: Sequence[int]) -> list[Said]:
         assert self._dialect is not None

@@ -58,6 +58,11 @@ class Attached(NamedTuple):
         """Every engine is in its state."""
         until(lambda: tuple(worker["state"] for worker in self.workers()) == states)
 
+    def are_well(self) -> bool:
+        """None has failed so often that it rests; asked until each has shown that it does well."""
+        self.client.wait(again(self.client, "well", FEW))
+        return not any(worker["reason"] for worker in self.workers())
+
 
 def until(seen: Callable[[], bool], seconds: float = 60.0) -> None:
     give_up = time.monotonic() + seconds
@@ -75,6 +80,7 @@ def two_engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Attached]:
         Refinery(service.url) as client,
     ):
         client.add_prompts(PROMPTS, "s")
+        client.wait(begin(client, "well", 1))
         yield Attached(client, engines)
 
 
@@ -91,6 +97,7 @@ def fleet(two_engines: Attached) -> Iterator[Attached]:
     for engine in two_engines.engines:
         engine.told(generate=Trouble.NONE, update=Trouble.NONE, seconds=0.0)
     two_engines.until("live", "live")
+    until(two_engines.are_well)
 
 
 def begin(client: Refinery, run: str, count: int) -> Any:
@@ -191,6 +198,38 @@ def test_an_engine_that_misbehaves_beside_a_good_one_costs_no_group(fleet: Attac
     assert time.monotonic() - began < 20
     assert fleet.engines[0].asked > before
     assert_whole(fleet.client, f"beside-{trouble}", FEW)
+
+
+@pytest.mark.parametrize("trouble", [Trouble.ERROR, Trouble.NAN, Trouble.SILENCE])
+def test_engines_that_look_alive_and_fail_whatever_they_are_given_rest_while_another_is_well(
+    tmp_path: Path, trouble: Trouble
+) -> None:
+    async def run() -> tuple[list[list[str]], list[WorkerView], list[int]]:
+        with running_engines(3) as engines:
+            async with loaded(tmp_path, *engines) as fleet:
+                for engine in engines[:2]:
+                    engine.told(generate=trouble)
+                groups = await asyncio.gather(*(fleet.sample("2 + 2 =", SAMPLING, SEEDS) for _ in range(FEW)))
+                sick = fleet.workers()
+                asked = [engine.asked for engine in engines]
+                for _ in range(20):
+                    await fleet.sample("2 + 2 =", SAMPLING, SEEDS)
+                asked = [engine.asked - before for engine, before in zip(engines, asked, strict=True)]
+                for engine in engines:
+                    engine.told(generate=Trouble.NONE)
+                async with asyncio.timeout(60):
+                    while any(view.reason for view in fleet.workers()):  # until each had a group that it did well
+                        await fleet.sample("2 + 2 =", SAMPLING, SEEDS)
+                        await asyncio.sleep(0.05)
+                return [[one.text for one in group.completions_G] for group in groups], sick, asked
+
+    texts, sick, asked = asyncio.run(run())
+
+    assert texts == [answers(SEEDS)] * FEW
+    assert [view.state for view in sick] == [WorkerState.LIVE] * 3
+    assert [view.reason.partition(" groups in a row, the last: ")[2] != "" for view in sick] == [True, True, False]
+    assert asked[2] == 20
+    assert max(asked[:2]) <= 4
 
 
 @pytest.mark.parametrize(("trouble", "reason"), LIES.items())

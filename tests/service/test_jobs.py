@@ -284,6 +284,33 @@ def test_too_many_jobs_on_one_run_are_refused_and_those_on_others_are_not() -> N
     asyncio.run(run())
 
 
+@pytest.mark.parametrize("is_full", [False, True])
+def test_nobody_is_told_of_a_job_before_it_is_stored(is_full: bool) -> None:
+    class Slow(Log):
+        async def add(self, job: Job) -> None:
+            await asyncio.sleep(0.05)
+            if is_full:
+                raise StoreFailed("the disk is full")
+            await super().add(job)
+
+    async def work(job: Job, report: Any) -> dict[str, Any]:
+        return {}
+
+    async def run() -> None:
+        log = Slow()
+        board = JobBoard(log, {JobKind.ROLLOUTS: work}, now)
+
+        async def submit() -> bool:
+            await board.submit("j", JobKind.ROLLOUTS, "r", {})
+            return "j" in log.jobs
+
+        told = await asyncio.gather(submit(), submit(), submit(), return_exceptions=True)
+        await board.close()
+        assert [isinstance(one, StoreFailed) if is_full else one is True for one in told] == [True] * 3
+
+    asyncio.run(run())
+
+
 def test_jobs_that_ended_long_ago_are_not_in_memory_and_can_be_asked_for() -> None:
     log = Log()
 

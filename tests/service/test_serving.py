@@ -21,11 +21,15 @@ import datasets
 import duckdb
 import httpx2
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import uvicorn
 from uvicorn.server import ServerState
 
+from curation.keys import rng_for
 from service import sending
+from service.api.datasets import _arrow as arrow_stream
 from service.sending import SendingFiles
 from tests.extensions import extension
 from tests.processes import Service, serving
@@ -285,6 +289,22 @@ def test_readers_at_a_kilobyte_a_second_get_what_is_there_and_cost_nobody_else_a
         assert whole[name].startswith(got)
     assert max(seconds) < 15
     assert held < 50, held
+
+
+def test_a_reader_of_an_arrow_stream_that_stands_still_holds_a_few_pages_of_it(tmp_path: Path) -> None:
+    text = [rng_for(0, "row", row).randbytes(1500).hex() for row in range(10_000)]
+    table = pa.table({"prompt": text, "chosen": text[::-1], "margin": [float(row) for row in range(10_000)]})
+    path = tmp_path / "train.parquet"
+    pq.write_table(table, path, compression="zstd", row_group_size=10_000)  # of 57 MiB
+
+    before = pa.total_allocated_bytes()
+    standing = [arrow_stream([path]) for _ in range(10)]
+    for reader in standing:
+        next(reader), next(reader)
+    held = pa.total_allocated_bytes() - before
+
+    assert held < 10 * 57 * 2**20 / 3
+    assert pa.ipc.open_stream(b"".join(arrow_stream([path]))).read_all() == table
 
 
 @pytest.mark.parametrize("path", ["/v1/prompts", "/v1/rollouts/import?run=r", "/v1/datasets", "/v1/sql"])
