@@ -3,9 +3,11 @@
 - The kernel sends whole files: their bytes never pass through Python. A FileResponse asks for that where a server
   offers ASGI's ``http.response.pathsend``. Answers to HEAD and Range go their usual way.
 - Whoever holds a connection and does not come to the point is hung up on.
+- An answer that cannot be finished breaks off: the reader notices, and the log has one line.
 """
 
 import asyncio
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,9 @@ from typing import Any
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from service.stages import StageError
+
+logger = logging.getLogger(__name__)
 PART = 2 * 2**20
 """Bytes for one call: a fast reader of a cold file must not keep all others waiting."""
 HEAD_SECONDS = 60.0
@@ -31,7 +36,14 @@ class SendingFiles(H11Protocol):
                     message = {"type": "http.response.body"}
                 await send(message)
 
-            await answer(scope | {"extensions": {"http.response.pathsend": {}}}, receive, send_or_pass)
+            try:
+                await answer(scope | {"extensions": {"http.response.pathsend": {}}}, receive, send_or_pass)
+            except RuntimeError as error:  # Starlette's, when it knows what to say and an answer has begun already
+                if not isinstance(error.__cause__, StageError):
+                    raise
+                logger.warning("an answer broke off: %s", error.__cause__)
+                self.transport.abort()
+                await asyncio.sleep(0)  # until uvicorn has heard of it
 
         self.app = app
         self._patience: asyncio.TimerHandle | None = None

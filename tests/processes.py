@@ -32,7 +32,8 @@ class Service:
         command = [*under, sys.executable, "-m", "refinery", "serve", "--data", str(data), "--port", str(port)]
         chosen = {f"REFINERY_{name.upper()}": str(value) for name, value in settings.items()}
         environment = ENVIRONMENT | dict(environment) | chosen
-        self._log = (data.parent / "service.log").open("a")
+        self.log = data.parent / "service.log"
+        self._log = self.log.open("a")
         self.process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=self._log, text=True, env=environment)
         assert self.process.stdout is not None
         self.url = self.process.stdout.readline().split()[-1]

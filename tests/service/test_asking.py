@@ -167,3 +167,23 @@ def environment(process: Process) -> list[str]:
     text = Path(f"/proc/{process.pid}/environ").read_text()
     assert SECRET not in text
     return [line.partition("=")[0] for line in text.split("\0") if line]
+
+
+def test_an_answer_that_cannot_be_finished_breaks_off_and_the_log_has_a_line_of_it(service: Service) -> None:
+    slow = "damerau_levenshtein(repeat('ab', 30000 + i % 2), repeat('ba', 30000))"
+    asked = {
+        "sql": f"select i, case when i < 100000 then 0 else {slow} end from range(200000) r(i)",
+        "timeout_ms": 2000,
+    }
+    logged = len(service.log.read_text())
+
+    with httpx2.stream("POST", f"{service.url}/v1/sql", json=asked, headers={"accept": "text/csv"}) as answer:
+        status = answer.status_code
+        with pytest.raises(httpx2.RemoteProtocolError):
+            answer.read()
+
+    told = service.log.read_text()[logged:]
+    assert status == 200
+    assert "an answer broke off: the answer could not be finished in time" in told
+    assert "Traceback" not in told
+    assert "ASGI callable" not in told

@@ -30,6 +30,9 @@ from tests.service.conftest import link_checkpoint, scripted_app
 from tests.service.served import served
 from tests.service.steps import finish, freeze, leased, prepare, sample
 
+# Where a case is long, hypothesis would like to show less of it.
+pytestmark = pytest.mark.filterwarnings("ignore:Generating overly large repr")
+
 EXAMPLES = int(os.environ.get("OPENAPI_EXAMPLES", "0"))
 """Of each operation, and as many sequences; 0 for what each test thinks enough."""
 SEED = int(os.environ.get("OPENAPI_SEED", "0"))
