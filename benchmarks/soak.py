@@ -60,6 +60,8 @@ class Seen:
     memory: list[tuple[float, int]] = field(default_factory=list)
     files: list[tuple[float, int]] = field(default_factory=list)
     threads: list[tuple[float, int]] = field(default_factory=list)
+    groups: list[tuple[float, int]] = field(default_factory=list)
+    """That the run has: what reads all of it takes longer the more there are."""
 
     @property
     def now(self) -> float:
@@ -152,7 +154,8 @@ def _ask(refinery: Refinery, seen: Seen, number: int) -> None:
 
 
 def _look(refinery: Refinery, seen: Seen, number: int) -> None:
-    seen.timed("run", lambda: refinery.get("/v1/runs/r"))
+    if told := seen.timed("run", lambda: refinery.get("/v1/runs/r")):
+        seen.groups.append((seen.now, told["funnel"]["sampled"]))
     seen.timed("groups", lambda: refinery.get("/v1/groups", run="r", limit=100))
 
 
@@ -235,7 +238,7 @@ def _measure(process: int, seen: Seen, over: threading.Event) -> None:
 
 
 def _figures(seen: Seen, seconds: float) -> dict[str, Figure]:
-    """Of the first minutes and of the last; a ratio above 1 is worse at the end."""
+    """Of the first minutes (low) and of the last (high); a ratio above 1 is worse at the end."""
     edge = EDGE_SHARE * seconds
     figures: dict[str, Figure] = {}
     for what, samples in sorted(seen.seconds.items()):
@@ -249,6 +252,7 @@ def _figures(seen: Seen, seconds: float) -> dict[str, Figure]:
         ("memory", seen.memory, "MiB", 2**20),
         ("files", seen.files, "files", 1),
         ("threads", seen.threads, "threads", 1),
+        ("groups", seen.groups, "groups", 1),
     ):
         first, last = _edges(counted, edge, seconds)
         before, after = (_percentile(side, 50) / scale for side in (first, last))

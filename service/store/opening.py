@@ -51,9 +51,16 @@ def _sign(lock: TextIO) -> None:
         os.write(lock.fileno(), f"{os.getpid()}\n".encode())
 
 
-def opened(path: Path, memory_mib: int | None, segments: Segments) -> tuple[OpenStore, Layout]:
+SETTINGS = {
     # A commit that has to checkpoint takes a second instead of milliseconds: let that happen rarely.
-    config = {"checkpoint_threshold": "256MB"} | ({"memory_limit": f"{memory_mib}MiB"} if memory_mib else {})
+    "checkpoint_threshold": "256MB",
+    # It would keep what was read of segments, also of those that are gone. The kernel keeps that, too.
+    "enable_external_file_cache": "false",
+}
+
+
+def opened(path: Path, memory_mib: int | None, segments: Segments) -> tuple[OpenStore, Layout]:
+    config = SETTINGS | ({"memory_limit": f"{memory_mib}MiB"} if memory_mib else {})
     help = f"`refinery store restore --data {path.parent}` goes on from what is whole"
     with stage(StoreFailed, f"{path} cannot be opened, nothing was changed, and {help}"):
         connection = duckdb.connect(str(path), config=config)
