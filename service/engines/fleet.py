@@ -19,7 +19,7 @@ import aiohttp
 from service.checkpoints import Checkpoint
 from service.engines.addresses import WorkerSpec
 from service.engines.base import Sampled, WorkerState, WorkerView
-from service.engines.link import Fault, NotConnected, Overloaded, Unreachable
+from service.engines.link import Fault, Missing, NotConnected, Overloaded, Unreachable
 from service.engines.process import EngineProcess, Launch
 from service.engines.tokens import Tokens
 from service.engines.worker import Target, Worker
@@ -150,13 +150,13 @@ class Fleet:
         return min((worker.context for worker in self._workers if worker.context), default=None)
 
     async def _suspect(self, worker: Worker) -> None:
-        """Takes a worker out at once if it is gone, so that nothing is tried on it a second time."""
+        """Takes a worker out at once if it is gone, or its engine is, so that nothing is tried on it a second time."""
         try:
             await worker.knock()
-        except Unreachable as failure:
-            self._lose(worker, failure)
-        except EngineFailed:  # it is there
+        except Missing:  # it is there, and has no such route
             pass
+        except Fault as failure:
+            self._lose(worker, failure)
 
     def _lose(self, worker: Worker, failure: EngineFailed) -> None:
         if worker.state is WorkerState.LIVE:  # else somebody is already at it

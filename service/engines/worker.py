@@ -268,8 +268,11 @@ class Worker:
             request.cancel()
 
     async def knock(self) -> None:
-        """Raises Unreachable where nobody is at home."""
-        await self._admins[0].ping("/v1/models", seconds=min(CONTROL_SECONDS, self._request_seconds))
+        """Raises Fault where nobody is at home, or only somebody who says that the engine is not well."""
+        seconds = min(CONTROL_SECONDS, self._request_seconds)
+        await self._admins[0].ping("/v1/models", seconds=seconds)
+        if self._dialect is not None:
+            await self._dialect.check(self._admins[0], seconds=seconds)
 
     async def probe(self) -> None:
         """Raises EngineFailed unless the engine is alive and still has the weights we gave it."""

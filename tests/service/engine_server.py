@@ -57,9 +57,11 @@ class Trouble(StrEnum):
     ERROR = auto()
     BUSY = auto()
     UNAVAILABLE = auto()
+    HEADLESS = auto()
+    """The engine behind the HTTP server has ended: every group fails, and /health says so."""
 
 
-STATUS = {Trouble.ERROR: 500, Trouble.BUSY: 429, Trouble.UNAVAILABLE: 503}
+STATUS = {Trouble.ERROR: 500, Trouble.HEADLESS: 500, Trouble.BUSY: 429, Trouble.UNAVAILABLE: 503}
 
 
 # ---- the program
@@ -86,6 +88,8 @@ class Program:
         return app
 
     async def _tell(self, request: web.Request) -> web.StreamResponse:
+        if self.generate is Trouble.HEADLESS and request.path == "/health":
+            return web.json_response({}, status=503)
         return web.json_response(FACTS | {"weight_version": self.label, "asked": self.asked})
 
     async def _trouble(self, request: web.Request) -> web.StreamResponse:

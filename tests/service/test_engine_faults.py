@@ -200,6 +200,19 @@ def test_an_engine_that_misbehaves_beside_a_good_one_costs_no_group(fleet: Attac
     assert_whole(fleet.client, f"beside-{trouble}", FEW)
 
 
+def test_groups_wait_for_an_engine_that_ended_behind_its_server_until_it_is_back(fleet: Attached) -> None:
+    for engine in fleet.engines:
+        engine.told(generate=Trouble.HEADLESS)
+    job = begin(fleet.client, "headless", FEW)
+    fleet.until("down", "down")
+    time.sleep(2 * REQUEST_SECONDS)
+    for engine in fleet.engines:
+        engine.told(generate=Trouble.NONE)
+    fleet.client.wait(job)
+
+    assert_whole(fleet.client, "headless", FEW)
+
+
 @pytest.mark.parametrize("trouble", [Trouble.ERROR, Trouble.NAN, Trouble.SILENCE])
 def test_engines_that_look_alive_and_fail_whatever_they_are_given_rest_while_another_is_well(
     tmp_path: Path, trouble: Trouble

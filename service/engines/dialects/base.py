@@ -14,7 +14,7 @@ from pydantic import BaseModel
 
 from curation.records import FinishReason
 from service.engines.addresses import Kind
-from service.engines.link import Fault, Link
+from service.engines.link import CONTROL_SECONDS, Fault, Link
 from service.run_config import Sampling
 
 LOAD_SECONDS = 1800.0
@@ -109,7 +109,7 @@ class Dialect(Protocol):
     async def label(self, admin: Link) -> str | None:
         """The label of the weights that are loaded; None where the server knows no labels."""
 
-    async def check(self, admin: Link) -> None:
+    async def check(self, admin: Link, *, seconds: float = CONTROL_SECONDS) -> None:
         """Raises unless the engine behind the HTTP server is alive."""
 
     async def swap(self, admin: Link, weights: Path, label: str) -> None:

@@ -7,7 +7,7 @@ from pydantic import BaseModel, Field, TypeAdapter
 
 from service.engines.addresses import Kind
 from service.engines.dialects.base import SEED_BITS, Ask, Facts, LogprobsOf, Said, Span, finish_reason_of
-from service.engines.link import Fault, Link
+from service.engines.link import CONTROL_SECONDS, Fault, Link
 from service.run_config import Sampling
 
 
@@ -64,8 +64,8 @@ class OpenAI:
         await served_model(admin)
         return None
 
-    async def check(self, admin: Link) -> None:
-        await served_model(admin)
+    async def check(self, admin: Link, *, seconds: float = CONTROL_SECONDS) -> None:
+        await admin.ping("/v1/models", seconds=seconds)
 
     async def swap(self, admin: Link, weights: Path, label: str) -> None:
         raise Fault(f"{admin.url} has no control routes: its weights are the operator's")

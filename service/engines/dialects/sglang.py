@@ -7,7 +7,7 @@ from pydantic import BaseModel, TypeAdapter
 
 from service.engines.addresses import Kind
 from service.engines.dialects.base import LOAD_SECONDS, SEED_BITS, Ask, Facts, LogprobsOf, Said, Span, finish_reason_of
-from service.engines.link import Fault, Link
+from service.engines.link import CONTROL_SECONDS, Fault, Link
 
 
 class _FinishReason(BaseModel):
@@ -82,8 +82,8 @@ class Sglang:
     async def label(self, admin: Link) -> str | None:
         return str((await admin.get("/model_info"))["weight_version"])
 
-    async def check(self, admin: Link) -> None:
-        await admin.ping("/health")
+    async def check(self, admin: Link, *, seconds: float = CONTROL_SECONDS) -> None:
+        await admin.ping("/health", seconds=seconds)
 
     async def swap(self, admin: Link, weights: Path, label: str) -> None:
         # Retracted requests go on afterwards with a fresh cache, and their spans say where the weights changed.

@@ -6,7 +6,7 @@ from typing import Any
 from service.engines.addresses import Kind
 from service.engines.dialects.base import LOAD_SECONDS, Facts, LogprobsOf
 from service.engines.dialects.openai import OpenAI, served_model
-from service.engines.link import Fault, Link
+from service.engines.link import CONTROL_SECONDS, Fault, Link
 from service.run_config import Sampling
 
 
@@ -47,8 +47,8 @@ class Vllm(OpenAI):
     async def label(self, admin: Link) -> str | None:
         return str((await admin.get("/weight_info"))["weight_version"])
 
-    async def check(self, admin: Link) -> None:
-        await admin.ping("/health")
+    async def check(self, admin: Link, *, seconds: float = CONTROL_SECONDS) -> None:
+        await admin.ping("/health", seconds=seconds)
 
     async def swap(self, admin: Link, weights: Path, label: str) -> None:
         # A failure on the way leaves the server paused: after a failed reload its next request would end it.
